@@ -1,0 +1,290 @@
+"""The three model files against transformers: logits, losses, checkpoints; and the peers' defects they avoid."""
+
+import importlib
+import inspect
+import math
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+FAMILIES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
+TINY = dict(vocab_size=120, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
+            max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+# what makes published checkpoints differ from the defaults, and from each other
+LIKE_PUBLISHED = {
+    "bert": dict(type_vocab_size=2, layer_norm_eps=1e-12),
+    "roberta": dict(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1),
+    "albert": dict(embedding_size=16, num_hidden_groups=2, inner_group_num=2, num_hidden_layers=4),
+}
+CASES = [(family, {}) for family in FAMILIES] + list(LIKE_PUBLISHED.items())
+
+
+def build(family, head, more=(), **labels):
+    """Our model and transformers', with the same random weights, through a checkpoint directory of theirs."""
+    config = getattr(transformers, FAMILIES[family] + "Config")(**{**TINY, **dict(more)}, **labels)
+    if family == "albert":
+        config.classifier_dropout_prob = 0.0
+    architecture = {"Encoder": "Model"}.get(head, head)
+    if (family, head) == ("roberta", "ForPreTraining"):
+        architecture = "ForMaskedLM"
+    torch.manual_seed(1)
+    theirs = getattr(transformers, FAMILIES[family] + architecture)(config).eval()
+    with torch.no_grad():  # biases, LayerNorms and the pad embedding must count too
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return config, theirs, getattr(importlib.import_module(family), head)
+
+
+def convert(theirs, ours_class, path):
+    theirs.save_pretrained(path)
+    return ours_class.from_pretrained(str(path))
+
+
+def batch(config, padding, rows=5, length=20):
+    """Random ids and token types; rows of different lengths, padded on one side."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(5, config.vocab_size, (rows, length), generator=generator)
+    types = torch.randint(0, config.type_vocab_size, (rows, length), generator=generator)
+    if padding is None:
+        return ids, types, None
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, :3 * row] = 0
+    if padding == "right":
+        mask = mask.flip(1)
+    ids[mask == 0] = config.pad_token_id
+    return ids, types, mask
+
+
+def close(a, b):
+    assert a.shape == b.shape
+    assert (a - b).abs().max().item() <= 1e-5
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("family, more", CASES)
+def test_encoder_equals_transformers(family, more, padding, tmp_path):
+    config, theirs, ours_class = build(family, "Encoder", more)
+    ours = convert(theirs, ours_class, tmp_path)
+    ids, types, mask = batch(config, padding)
+    real = torch.ones_like(ids, dtype=bool) if mask is None else mask.bool()
+    with torch.no_grad():
+        reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask)
+        hidden = ours(ids, types, mask)
+    close(hidden[real], reference.last_hidden_state[real])
+    close(ours.pool(hidden)[real[:, 0]], reference.pooler_output[real[:, 0]])
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("family, more", CASES)
+def test_pretraining_equals_transformers(family, more, padding, tmp_path):
+    config, theirs, ours_class = build(family, "ForPreTraining", more)
+    ours = convert(theirs, ours_class, tmp_path)
+    ids, types, mask = batch(config, padding)
+    real = torch.ones_like(ids, dtype=bool) if mask is None else mask.bool()
+    positions = torch.stack([row.nonzero().flatten()[[0, 2, 4]] for row in real])
+    labels = torch.full_like(ids, -100).scatter(1, positions, ids.gather(1, positions))
+    labels[0, positions[0, 0]] = -100  # an unused prediction
+    sentence = None if family == "roberta" else torch.tensor([0, 1, 1, 0, 1])
+    names = {"bert": "next_sentence_label", "albert": "sentence_order_label"}
+    with torch.no_grad():
+        reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask, labels=labels,
+                           **({} if sentence is None else {names[family]: sentence}))
+        loss, parts = ours(ids, positions, labels.gather(1, positions), types, mask, sentence)
+        logits, sentence_logits = ours(ids, positions, token_type_ids=types, attention_mask=mask)
+    all_logits = reference.logits if family == "roberta" else reference.prediction_logits
+    close(logits, all_logits.gather(1, positions[..., None].expand(-1, -1, config.vocab_size)))
+    close(loss, reference.loss)
+    if sentence is not None:
+        seen = real[:, 0]  # transformers pools the first position, padding or not
+        close(sentence_logits[seen], getattr(reference, "seq_relationship_logits", None)[seen]
+              if family == "bert" else reference.sop_logits[seen])
+        hits = (sentence_logits.argmax(-1) == sentence).float().mean()
+        assert parts["sentence_accuracy"] == hits
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "regression", "multi_label_classification"])
+@pytest.mark.parametrize("family, more", CASES)
+def test_sequence_classification_equals_transformers(family, more, kind, tmp_path):
+    n = 1 if kind == "regression" else 3
+    config, theirs, ours_class = build(family, "ForSequenceClassification", more, num_labels=n, problem_type=kind)
+    ours = convert(theirs, ours_class, tmp_path)
+    ids, types, mask = batch(config, "right")
+    labels = {"regression": torch.rand(5), "single_label_classification": torch.tensor([0, 2, 1, 1, 0]),
+              "multi_label_classification": torch.randint(0, 2, (5, 3)).float()}[kind]
+    with torch.no_grad():
+        reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask, labels=labels)
+        logits, loss = ours(ids, types, mask, labels)
+        assert ours(ids, types, mask)[1] is None
+    close(logits, reference.logits)
+    close(loss, reference.loss)
+
+
+@pytest.mark.parametrize("family, more", CASES)
+def test_token_classification_equals_transformers(family, more, tmp_path):
+    config, theirs, ours_class = build(family, "ForTokenClassification", more, num_labels=5)
+    ours = convert(theirs, ours_class, tmp_path)
+    ids, types, mask = batch(config, "right")
+    labels = torch.where(mask.bool(), ids % 5, -100)
+    with torch.no_grad():
+        reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask, labels=labels)
+        logits, loss = ours(ids, types, mask, labels)
+    close(logits[mask.bool()], reference.logits[mask.bool()])
+    close(loss, reference.loss)
+
+
+@pytest.mark.parametrize("head", ["Encoder", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize("family, more", LIKE_PUBLISHED.items())
+def test_export_opens_in_transformers_and_comes_back_bit_for_bit(family, more, head, tmp_path):
+    config, theirs, ours_class = build(family, head, more)
+    ours = convert(theirs, ours_class, tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    again, report = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(report.values()), report  # no missing, unexpected or misshapen key
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    back = ours_class.from_pretrained(str(tmp_path / "ours"))
+    assert back.config == ours.config
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_equals_a_softmax_written_out(family):
+    """SDPA against softmax(q kᵀ / √D) v, the oracle, with a padding mask."""
+    module = importlib.import_module(family)
+    config = module.Config(**TINY)
+    torch.manual_seed(3)
+    attention = module.SelfAttention(config)
+    x, mask = torch.randn(2, 7, 48), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+
+    def heads(linear):
+        return linear(x).view(2, 7, 4, 12).transpose(1, 2)  # (B, nh, T, D)
+    scores = heads(attention.query) @ heads(attention.key).transpose(2, 3) / math.sqrt(12)
+    scores = scores.masked_fill(mask[:, None, None] == 0, -math.inf)
+    y = (scores.softmax(-1) @ heads(attention.value)).transpose(1, 2).reshape(2, 7, 48)
+    close(attention(x, mask[:, None, None].bool()), attention.out(y))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_is_never_attended(family, side):
+    """A padded row gives what it gives alone. Left padding shifts the positions of BERT and ALBERT, by
+    definition; there the padding's content must make no difference."""
+    module = importlib.import_module(family)
+    torch.manual_seed(4)
+    config = module.Config(**TINY, pad_token_id=1)
+    model = module.Encoder(config).eval()
+    row = torch.randint(5, 120, (1, 10))
+    pads = torch.full((1, 6), 1)
+    padded = torch.cat([row, pads] if side == "right" else [pads, row], 1)
+    mask = (padded != 1).long()
+    if side == "left" and family != "roberta":
+        other = padded.clone()
+        other[mask == 0] = 77
+        close(model(padded, attention_mask=mask)[mask == 1], model(other, attention_mask=mask)[mask == 1])
+    else:
+        close(model(padded, attention_mask=mask)[mask == 1], model(row)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initial_losses_are_those_of_a_guess(family):
+    """ln V for the masks and ln 2 for the pair: fresh weights prefer nothing."""
+    module = importlib.import_module(family)
+    torch.manual_seed(5)
+    config = module.Config(**module.PRESETS[f"{family}-tiny"])
+    model = module.ForPreTraining(config).eval()
+    ids = torch.randint(5, config.vocab_size, (16, 64))
+    positions = torch.randint(0, 64, (16, 10))
+    sentence = None if family == "roberta" else torch.arange(16) % 2
+    _, parts = model(ids, positions, ids.gather(1, positions), sentence_labels=sentence)
+    assert abs(parts["mlm_loss"].item() - math.log(config.vocab_size)) < 0.3
+    if sentence is not None:
+        assert abs(parts["sentence_loss"].item() - math.log(2)) < 0.1
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_both_sentence_classes_are_learned(family):
+    """Each class alone moves the sentence head, and token id 0 can be a target."""
+    module = importlib.import_module(family)
+    model = module.ForPreTraining(module.Config(**TINY))
+    ids, positions = torch.randint(5, 120, (2, 12)), torch.tensor([[1, 2], [3, 4]])
+    for label in (0, 1):
+        model.zero_grad()
+        loss, parts = model(ids, positions, torch.zeros(2, 2, dtype=int), sentence_labels=torch.full((2,), label))
+        loss.backward()
+        head = model.nsp if family == "bert" else model.sop
+        assert parts["sentence_loss"] > 0 and head.weight.grad.abs().sum() > 0
+        assert model.mlm.bias.grad[0] < 0  # id 0, the only target, is pushed up
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_is_the_mean_over_targets(family):
+    module = importlib.import_module(family)
+    torch.manual_seed(6)
+    model = module.ForPreTraining(module.Config(**TINY)).eval()
+    ids, positions = torch.randint(5, 120, (3, 12)), torch.randint(0, 12, (3, 4))
+    labels = ids.gather(1, positions)
+    labels[1, 1:] = -100
+    logits, _ = model(ids, positions)
+    by_hand = [-F.log_softmax(logits[b, k], -1)[labels[b, k]] for b in range(3) for k in range(4) if labels[b, k] >= 0]
+    loss, parts = model(ids, positions, labels)
+    close(parts["mlm_loss"], torch.stack(by_hand).mean())
+
+
+def test_parameter_counts_are_the_published_ones():
+    def count(family, preset):
+        module = importlib.import_module(family)
+        with torch.device("meta"):
+            return sum(p.numel() for p in module.Encoder(module.Config(**module.PRESETS[preset])).parameters())
+    published = {  # millions, encoder with pooler
+        "bert-tiny": 4.4, "bert-mini": 11.2, "bert-small": 28.8, "bert-medium": 41.4, "bert-base": 109.5,
+        "bert-large": 335.1, "bert-10m": 10.4, "roberta-base": 124.6, "roberta-large": 355.4, "roberta-18m": 17.7,
+        "albert-base-v2": 11.7, "albert-large-v2": 17.7, "albert-xlarge-v2": 58.7, "albert-8m": 8.0}
+    for preset, millions in published.items():
+        assert round(count(preset.split("-")[0], preset) / 1e6, 1) == millions, preset
+
+
+def test_bert_base_has_the_parameters_of_transformers():
+    with torch.device("meta"):
+        theirs = transformers.BertModel(transformers.BertConfig())
+        ours = importlib.import_module("bert").Encoder(importlib.import_module("bert").BertConfig())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_what_means_the_same_has_the_same_source():
+    bert, roberta, albert = (importlib.import_module(family) for family in FAMILIES)
+    same_in_all = ["SelfAttention", "MLP", "Layer", "Pretrained", "cross_entropy", "classification_loss", "hf_keys",
+                   "preset", "save_checkpoint", "load_checkpoint", "local_directory", "read_config", "read_weights"]
+    for name in same_in_all:
+        source = inspect.getsource(getattr(bert, name))
+        assert source == inspect.getsource(getattr(roberta, name)), name
+        assert source == inspect.getsource(getattr(albert, name)), name
+    for name in ("MLMHead", "head_dropout"):
+        assert inspect.getsource(getattr(bert, name)) == inspect.getsource(getattr(roberta, name)), name
+    assert inspect.getsource(bert.init_module) == inspect.getsource(albert.init_module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_impossible_sizes_are_refused_in_a_line(family):
+    module = importlib.import_module(family)
+    for sizes, word in ((dict(num_attention_heads=7), "heads"), (dict(hidden_size=-4), "hidden_size"),
+                        (dict(vocab_size=10**12), "vocab_size"), (dict(hidden_act="swish"), "hidden_act"),
+                        (dict(pad_token_id=120), "pad_token_id")):
+        with pytest.raises(ValueError, match=word):
+            module.Config(**{**TINY, **sizes})
+    model = module.Encoder(module.Config(**TINY))
+    with pytest.raises(ValueError, match="positions"):
+        model(torch.full((1, 41), 5))
+
+
+def test_roberta_positions_are_those_of_fairseq():
+    """Positions start at pad_token_id + 1 and step over padding."""
+    import roberta
+    embeddings = roberta.Embeddings(roberta.RobertaConfig(**TINY))
+    seen = []
+    embeddings.position.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    embeddings(torch.tensor([[0, 9, 9, 2, 1, 1], [1, 1, 0, 9, 9, 2]]), None)
+    assert seen[0].tolist() == [[2, 3, 4, 5, 1, 1], [1, 1, 2, 3, 4, 5]]

@@ -21,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ SENTENCE_TASK = {"bert": "nsp", "roberta": None, "albert": "sop"}
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 DEFAULTS = {
-    "cpu": dict(preset={"bert": "bert-mini", "roberta": "roberta-mini", "albert": "albert-mini"},
+    "cpu": dict(preset={"bert": "bert-mini", "roberta": "roberta-tiny", "albert": "albert-tiny"},
                 batch_size=32, lr=1e-3, max_minutes=4.0, eval_interval=250, save_interval=250, log_interval=20),
     "cuda": dict(preset={"bert": "bert-10m", "roberta": "roberta-18m", "albert": "albert-8m"},
                  batch_size=256, lr=1e-3, max_minutes=10.0, eval_interval=1000, save_interval=1000, log_interval=50),
@@ -95,34 +96,474 @@ def parser():
     return p
 
 # -----------------------------------------------------------------------------
-# Setting up. Whatever can be wrong with the input is found here.
+# Setting up: whatever can be wrong with the input is found here, before anything is written
+
+LENGTHS = ("max_steps", "epochs", "max_minutes")
 
 def parse_arguments(argv):
-    """Flags, over what a resumed run was started with, over the defaults of the device."""
-    args = parser().parse_args(argv)
-    saved = None
+    """-> args, state of the run to resume or None. Flags go before what that run had, then the device's defaults."""
+    p = parser()
+    args, state = p.parse_args(argv), None
     if args.init_from == "resume":
-        out_dir = args.out_dir or f"out/{args.model}"
-        saved = load_resume(out_dir)
-        given = parser()
-        given.set_defaults(**saved["args"])
-        args = given.parse_args(argv)
-        args.out_dir = out_dir
+        state = load_state(args.out_dir or f"out/{args.model}")
+        before = state["args"]
+        p.set_defaults(**{name: value for name, value in before.items() if name not in LENGTHS})
+        args = p.parse_args(argv)
+        if not any(getattr(args, name) for name in LENGTHS):
+            vars(args).update({name: before[name] for name in LENGTHS})
         for name in ("model", "preset"):
-            if getattr(args, name) != saved["args"][name]:
-                raise ValueError(f"{out_dir} holds a {saved['args'][name]} run, not {getattr(args, name)}")
-        lengths = [f for f in ("max_steps", "epochs", "max_minutes") if any(a.split("=")[0] == f"--{f}" for a in argv)]
-        for name in ("max_steps", "epochs", "max_minutes"):
-            if lengths and name not in lengths:
-                setattr(args, name, None)
+            if getattr(args, name) != before[name]:
+                raise ValueError(f"{args.out_dir} holds a run of {before[name]}, not of {getattr(args, name)}")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    defaults = dict(DEFAULTS[torch.device(args.device).type])
-    if args.max_steps or args.epochs:
-        del defaults["max_minutes"]
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value[args.model] if isinstance(value, dict) else value)
     args.out_dir = args.out_dir or f"out/{args.model}"
-    if sum(x is not None for x in (args.max_steps, args.epochs, args.max_minutes)) > 1:
+    for name, value in DEFAULTS[torch.device(args.device).type].items():
+        value = value[args.model] if isinstance(value, dict) else value
+        if getattr(args, name) is None and not (name in LENGTHS and any(getattr(args, n) for n in LENGTHS)):
+            setattr(args, name, value)
+    if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise ValueError("give one of --max_steps, --epochs and --max_minutes")
-    return args, saved
+    for name in ("batch_size", "accumulation", "log_interval", "eval_interval", "save_interval", *LENGTHS):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise ValueError(f"--{name} must be positive")
+    if not 0 < args.mask_prob < 1:
+        raise ValueError("--mask_prob must be between 0 and 1")
+    if state is None and not args.overwrite and not args.dry_run:
+        for name in ("config.json", "log.jsonl", "resume.pt"):
+            if os.path.exists(os.path.join(args.out_dir, name)):
+                raise ValueError(f"{args.out_dir} holds a run already: go on with it by --init_from resume, choose "
+                                 "another --out_dir, or replace it by --overwrite")
+    return args, state
+
+
+def load_state(out_dir):
+    file = os.path.join(out_dir, "resume.pt")
+    if not os.path.exists(file):
+        raise ValueError(f"{out_dir} holds no run to resume: there is no {file}")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def open_data(args, rank, world):
+    """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process prepares, the others wait for it."""
+    name = args.tokenizer or (args.init_from if args.init_from not in ("scratch", "resume") else "bpe")
+    tokenizer = name if name in tokenizers.KINDS else tokenizers.load(name)
+    folder = [None]
+    if rank == 0:
+        corpus = data.open_corpus(args.data, args.text_field)
+        validation = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
+        folder = [data.prepare(corpus, validation, tokenizer, args.vocab_size, args.cache_dir)]
+    if world > 1:
+        dist.broadcast_object_list(folder)
+    return *data.load(folder[0]), folder[0]
+
+
+def build_model(args, tokenizer, state):
+    """The model, on the CPU, in train mode. Every rank and every run with this seed starts from the same weights."""
+    module = importlib.import_module(args.model)
+    dropout = {} if args.dropout is None else dict.fromkeys(
+        ("hidden_dropout_prob", "attention_probs_dropout_prob"), args.dropout)
+    if args.init_from in ("scratch", "resume"):
+        if args.preset not in module.PRESETS:
+            raise ValueError(f"no preset {args.preset}; {args.model}.py has {', '.join(module.PRESETS)}")
+        config = module.Config(**{**module.PRESETS[args.preset], "vocab_size": tokenizer.vocab_size,
+                                  "pad_token_id": tokenizer.pad_id, **dropout})
+        torch.manual_seed(args.seed)
+        model = module.ForPreTraining(config)
+    else:
+        model = module.ForPreTraining.from_pretrained(args.init_from, **dropout)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size:,} ids and the model {model.config.vocab_size:,}")
+    positions = model.config.max_position_embeddings - (model.config.pad_token_id + 1) * (args.model == "roberta")
+    if args.seq_length > positions:
+        raise ValueError(f"--seq_length {args.seq_length} is more than the {positions} positions of {args.preset}")
+    if state:
+        model.load_state_dict(state["model"])
+    return model.train()
+
+
+def pick_dtype(device):
+    """bfloat16 if this machine multiplies matrices at least 1.5 times as fast in it."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        a @ b
+        tries = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ b
+            tries.append(time.perf_counter() - start)
+        seconds[dtype] = min(tries)
+    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
+
+
+def make_optimizer(model, args):
+    """AdamW; weight decay on matrices and embeddings only."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=vectors, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
+
+
+def learning_rate(args, progress):
+    """progress: the share of the run that is over, 0 to 1."""
+    if progress < args.warmup:
+        return args.lr * progress / args.warmup
+    after = min(1.0, (progress - args.warmup) / (1 - args.warmup))
+    if args.schedule == "linear":
+        return args.lr * (1 - after)
+    if args.schedule == "cosine":
+        return args.lr * 0.5 * (1 + math.cos(math.pi * after))
+    return args.lr * min(1.0, (1 - after) / 0.2)
+
+
+def flops_per_token(config, seq_length, masked):
+    """Forward and backward: 6 for each weight that multiplies a token, 12 L H T for attention."""
+    H, E = config.hidden_size, getattr(config, "embedding_size", config.hidden_size)
+    layers = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+    weights = layers * (4 * H * H + 2 * H * config.intermediate_size) + (E * H if E != H else 0)
+    head = (H * E + E * config.vocab_size) * masked / seq_length
+    return 6 * (weights + head) + 12 * layers * H * seq_length
+
+# -----------------------------------------------------------------------------
+# Training
+
+class Stop(Exception):
+    """The run ends before its time. The arguments: a message and the exit status."""
+
+
+def weigh(parts, per_target, per_row):
+    """What ForPreTraining returns -> [MLM loss, masked accuracy, sentence loss, sentence accuracy], weighted."""
+    zero = torch.zeros((), device=parts["mlm_loss"].device)
+    return torch.stack([parts["mlm_loss"].float() * per_target, parts["mlm_accuracy"] * per_target,
+                        parts.get("sentence_loss", zero).float() * per_row,
+                        parts.get("sentence_accuracy", zero) * per_row])
+
+
+def to_device(batch, device):
+    batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+    if device.type == "cuda":
+        batch = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+    return batch
+
+
+@torch.no_grad()
+def evaluate(model, batches, amp, device, rank, world):
+    """-> [loss, masked accuracy, sentence loss, sentence accuracy], means over all the targets of the batches."""
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch in batches[rank::world]:
+        with amp():
+            _, parts = model(**to_device(batch, device))
+        sums += weigh(parts, int((batch["labels"] != -100).sum()), len(batch["labels"]))
+    model.train()
+    if world > 1:
+        dist.all_reduce(sums)
+    targets = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    n_rows = sum(len(batch["labels"]) for batch in batches)
+    return (sums / torch.tensor([targets, targets, n_rows, n_rows], device=device)).tolist()
+
+
+@torch.no_grad()
+def show_fills(model, rows, tokenizer, device):
+    """Print eight masks from validation text, each alone in its row, and what the model puts there."""
+    model.eval()
+    for row in np.linspace(0, len(rows) - 1, 8).astype(int):
+        batch = rows.batch([row])
+        ids = batch["input_ids"].copy()
+        np.put_along_axis(ids, batch["positions"], batch["labels"], axis=1)  # the text as it was
+        position = int(batch["positions"][0, batch["positions"].shape[1] // 2])
+        truth = int(ids[0, position])
+        around = [tokenizer.decode(ids[0, max(1, position - 12):position].tolist()),
+                  tokenizer.decode(ids[0, position + 1:position + 9].tolist())]
+        ids[0, position] = tokenizer.mask_id
+        types = {"token_type_ids": torch.from_numpy(batch["token_type_ids"]).to(device)} if rows.task else {}
+        logits, _ = model(torch.from_numpy(ids).to(device), torch.tensor([[position]], device=device), **types)
+        p, best = logits[0, 0].float().softmax(-1).topk(3)
+        guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in zip(p.tolist(), best.tolist()))
+        print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{tokenizer.decode([truth]).strip()}]"
+              f"{around[1]}...\n         {guesses}")
+    model.train()
+
+
+def save_state(file, state):
+    """All that resuming needs, in one file, so that no moment exists in which parts of two steps lie there."""
+    torch.save(state, file + ".tmp")
+    with open(file + ".tmp", "rb+") as f:
+        os.fsync(f.fileno())
+    os.replace(file + ".tmp", file)
+
+
+def train(args, state, device, rank, world):
+    # data and model
+    splits, tokenizer, folder = open_data(args, rank, world)
+    if state and state["tokenizer"] != tokenizer.hash():
+        raise ValueError(f"{args.out_dir} was trained with another tokenizer or on other text than is given now")
+    model = build_model(args, tokenizer, state)
+    if args.batch_size % (args.accumulation * world):
+        raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} micro-batches "
+                         f"on each of {world} processes")
+    micro = args.batch_size // (args.accumulation * world)  # rows of one forward pass
+    task = SENTENCE_TASK[args.model]
+    rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
+    val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
+    if len(rows) < args.batch_size:
+        raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch of "
+                         f"{args.batch_size}")
+    chosen = np.arange(len(val_rows))
+    if 0 < args.eval_rows < len(val_rows):
+        chosen = np.linspace(0, len(val_rows) - 1, args.eval_rows).astype(int)
+    val_batches = [val_rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
+    unigram = data.unigram_nats(np.concatenate([batch["labels"].ravel() for batch in val_batches]))
+
+    # machine
+    args.dtype = args.dtype or pick_dtype(device)
+    args.compile = device.type == "cuda" if args.compile is None else args.compile
+    if args.epochs:
+        args.max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
+    max_steps = args.max_steps
+    n_parameters = sum(p.numel() for p in model.parameters())
+    needed, free = 20 * n_parameters, shutil.disk_usage(nearest_directory(args.out_dir)).free
+    if needed > free:  # a checkpoint: the weights twice, and the optimizer's two averages, with room for a second
+        raise OSError(f"{args.out_dir}: a checkpoint needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+    model.to(device)
+    optimizer = make_optimizer(model, args)
+    step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        step, before, smoothed = state["step"], state["elapsed"], state["smoothed"]
+    if args.compile:
+        model.compile()  # in place: the names of the parameters stay
+    parallel, control = model, None
+    if world > 1:
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        control = dist.new_group(backend="gloo")
+    amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+
+    writes = rank == 0 and not args.dry_run
+    log_file = os.path.join(args.out_dir, "log.jsonl")
+    if writes:
+        os.makedirs(args.out_dir, exist_ok=True)
+        if state:
+            keep_lines(log_file, step)
+        else:
+            for name in ("resume.pt", "model.safetensors", "log.jsonl"):
+                if os.path.exists(os.path.join(args.out_dir, name)):
+                    os.remove(os.path.join(args.out_dir, name))
+            tokenizer.save(args.out_dir)
+
+    def log(**line):
+        if writes:
+            with open(log_file, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+
+    def save():
+        if writes:
+            save_state(os.path.join(args.out_dir, "resume.pt"), {
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "smoothed": smoothed,
+                "elapsed": before + time.time() - start, "args": vars(args), "tokenizer": tokenizer.hash()})
+            model.save_pretrained(args.out_dir)
+
+    say = print if rank == 0 else lambda *a, **k: None
+    origin = args.preset if args.init_from in ("scratch", "resume") else args.init_from
+    say(f"{args.model} {origin}: {n_parameters / 1e6:.1f} M parameters, {tokenizer.vocab_size:,} token ids")
+    say(f"{' '.join(args.data)}: {len(splits['train'].tokens):,} training tokens, {len(splits['val'].tokens):,} for "
+        f"validation ({folder})")
+    say(f"{device}, {args.dtype}{', compiled' if args.compile else ''}, {torch.get_num_threads()} threads, {world} "
+        f"process{'es' * (world > 1)}; steps of {args.batch_size} rows of {args.seq_length} tokens, {len(rows):,} rows "
+        f"an epoch; {f'{max_steps:,} steps' if max_steps else f'{args.max_minutes:g} minutes'}")
+    say(f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss below it.")
+    if state:
+        say(f"resuming {args.out_dir} at step {step:,}")
+    else:
+        log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world, torch=torch.__version__,
+            numpy=np.__version__, python=sys.version.split()[0], tokenizer_hash=tokenizer.hash())
+
+    # The first signal lets the step end and saves; the second one ends the process.
+    caught = []
+    def on_signal(number, frame):
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+    masked = max(1, round(args.mask_prob * rows.width))
+    flops = flops_per_token(model.config, args.seq_length, masked)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((peak for name, peak in PEAK.items() if name in gpu), None) if args.dtype == "bfloat16" else None
+    if args.dry_run:
+        max_steps = step + 3
+
+    def read_batches(step):
+        """The micro-batches of this process for a step."""
+        first = step * args.batch_size + rank * micro * args.accumulation
+        return [rows.batch(np.arange(first + i * micro, first + (i + 1) * micro), args.mask_prob, args.mask_unit)
+                for i in range(args.accumulation)]
+
+    start = shown_at = time.time()
+    shown_step = saved_step = step
+    history = []  # of the steps since the last look: a look waits for the GPU
+    reader = ThreadPoolExecutor(1)
+    upcoming = reader.submit(read_batches, step)
+    while True:
+        batches = upcoming.result()
+        upcoming = reader.submit(read_batches, step + 1)
+        targets = [int((batch["labels"] != -100).sum()) for batch in batches]
+        shared = [sum(targets), len(caught), before + time.time() - start if rank == 0 else 0.0]
+        if world > 1:  # every process must stop at the same step and divide by the same number
+            shared = torch.tensor(shared, dtype=torch.float64)
+            dist.all_reduce(shared, group=control)
+            shared = shared.tolist()
+        all_targets, stop, elapsed = shared
+        progress = (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
+        if stop or progress >= 1:
+            break
+
+        lr = learning_rate(args, progress)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed((args.seed << 44) + (step << 12) + rank)  # for dropout
+        sums = torch.zeros(4, device=device)
+        for i, batch in enumerate(batches):
+            with parallel.no_sync() if world > 1 and i < len(batches) - 1 else nullcontext():
+                with amp():
+                    _, parts = parallel(**to_device(batch, device))
+                # A sum over the targets, divided once by their number in the whole step, whatever the micro-batches
+                # and processes. DDP will take a mean over the processes, hence the factor world.
+                weighed = weigh(parts, targets[i] * world / all_targets, micro * world / args.batch_size)
+                (weighed[0] + weighed[2]).backward()
+                sums += weighed.detach()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        history.append(torch.cat([sums, norm.detach().reshape(1)]))
+
+        due = [step % interval == 0 for interval in (args.log_interval, args.eval_interval, args.save_interval)]
+        if not (any(due) or step == 1 or step == max_steps):
+            continue
+        history = torch.stack(history)
+        if world > 1:
+            dist.all_reduce(history)
+            history /= world
+        for back, values in enumerate(reversed(history.tolist())):
+            if not all(map(math.isfinite, values)):
+                raise Stop(f"the loss or its gradient is not finite at step {step - back}. {args.out_dir} keeps what "
+                           f"was saved at step {saved_step}. Try a lower --lr or a longer --warmup.", 1)
+        loss, accuracy, sentence_loss, sentence_accuracy, norm = history[-1].tolist()
+        mean = history[:, 0].mean().item()
+        history = []
+        now = time.time()
+        elapsed, speed = before + now - start, tokens_between(shown_step, step, args) / (now - shown_at)
+        if due[0] or step == 1 or step == max_steps:
+            smoothed = mean if smoothed is None else 0.7 * smoothed + 0.3 * mean
+            left = (max_steps - step) * (now - shown_at) / (step - shown_step) if max_steps else (
+                60 * args.max_minutes - elapsed)
+            mfu = f" mfu {100 * flops * speed / world / peak:.1f}%" if peak else ""
+            sentence = f" {task} {sentence_accuracy:.2f}" if task else ""
+            say(f"step {step:6,} | {tokens_between(0, step, args) / 1e6:6.2f} M tokens | loss {smoothed:.3f} | masked acc "
+                f"{accuracy:.3f}{sentence} | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s{mfu} | "
+                f"{clock(left)} left", flush=True)
+            line = {"step": step, "tokens": tokens_between(0, step, args), "loss": loss, "masked_accuracy": accuracy}
+            if task:
+                line |= {"sentence_loss": sentence_loss, "sentence_accuracy": sentence_accuracy}
+            log(**line, lr=lr, grad_norm=norm, tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
+            shown_at, shown_step = time.time(), step
+        if due[1] and step != max_steps:
+            loss, accuracy, _, sentence_accuracy = evaluate(model, val_batches, amp, device, rank, world)
+            sentence = f", {task} accuracy {sentence_accuracy:.3f}" if task else ""
+            say(f"step {step:6,} | validation loss {loss:.3f} ({loss - unigram:+.3f} from the unigram line), masked "
+                f"accuracy {accuracy:.3f}{sentence}", flush=True)
+            log(step=step, val_loss=loss, val_masked_accuracy=accuracy,
+                **({"val_sentence_accuracy": sentence_accuracy} if task else {}))
+            shown_at, shown_step = time.time(), step
+        if due[2]:
+            save()
+            saved_step = step
+            shown_at, shown_step = time.time(), step
+    reader.shutdown(cancel_futures=True)
+
+    if stop:
+        save()
+        kept = "nothing was written" if args.dry_run else (
+            f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
+        raise Stop(f"stopped at step {step:,}; {kept}", 128 + (caught or [signal.SIGTERM])[0])
+    save()
+    loss, accuracy, _, sentence_accuracy = evaluate(model, val_batches, amp, device, rank, world)
+    nats_per_byte = loss * len(splits["val"].tokens) / splits["val"].bytes
+    elapsed = before + time.time() - start
+    tokens = tokens_between(0, step, args)
+    sentence = {"val_sentence_accuracy": sentence_accuracy} if task else {}
+    log(final=True, step=step, val_loss=loss, perplexity=math.exp(loss), masked_accuracy=accuracy, **sentence,
+        nats_per_byte=nats_per_byte, tokens=tokens, elapsed_s=round(elapsed, 1))
+    say(f"\nfinal, after {step:,} steps, {tokens / 1e6:.2f} M tokens and {clock(elapsed)}:")
+    say(f"  validation loss {loss:.3f} nats a masked token, {unigram - loss:.3f} under the unigram line of {unigram:.3f}")
+    say(f"  perplexity {math.exp(loss):.2f}, masked accuracy {accuracy:.3f}, {nats_per_byte:.3f} nats a byte"
+        + (f", {task} accuracy {sentence_accuracy:.3f}" if task else ""))
+    if rank == 0:
+        print("\neight masks in held-out text, [truth] in place, and the model's three best:")
+        show_fills(model, val_rows, tokenizer, device)
+        if writes:
+            print(f"\nnext: python fill_mask.py --checkpoint {args.out_dir} \"The function returns a "
+                  f"{tokenizer.special_tokens['mask']} of integers.\"")
+
+
+def tokens_between(first, last, args):
+    return (last - first) * args.batch_size * args.seq_length
+
+
+def clock(seconds):
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def nearest_directory(path):
+    path = os.path.abspath(path)
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def keep_lines(log_file, step):
+    """Drop what was logged after the step that is resumed, and the closing line."""
+    with open(log_file, encoding="utf-8") as f:
+        lines = f.readlines()
+    kept = [line for line in lines if json.loads(line).get("step", 0) <= step and "final" not in json.loads(line)]
+    with open(log_file + ".tmp", "w", encoding="utf-8") as f:
+        f.writelines(kept)
+    os.replace(log_file + ".tmp", log_file)
+
+
+def main(argv=None):
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        args, state = parse_arguments(sys.argv[1:] if argv is None else argv)
+        device = torch.device(args.device)
+        if world > 1:
+            if device.type == "cuda":
+                device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // world))
+        torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
+        train(args, state, device, rank, world)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted while setting up; nothing was lost" if rank == 0 else 130)
+    except Stop as stop:
+        message, status = stop.args
+        if rank == 0:
+            print(message, file=sys.stderr)
+        sys.exit(status)
+    except (ValueError, OSError) as error:
+        if rank == 0:
+            print(f"train_mlm.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -70,7 +70,11 @@ class Tokenizer:
 
     def hash(self):
         """Names the vocabulary and its order; two tokenizers with one hash give the same ids."""
-        return hashlib.sha256(json.dumps([type(self).__name__, self.tokens]).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(self.content()).encode()).hexdigest()[:16]
+
+    def content(self):
+        """All that decides the ids."""
+        return type(self).__name__, self.tokens
 
 
 def without_surrogates(text):
@@ -111,6 +115,9 @@ class ByteLevelBPE(Tokenizer):
         self.bytes_of_id = [token.encode() if token in self.special_tokens.values() else unspell(token)
                             for token in tokens]
         self.starts_word = np.array([token.startswith(b" ") for token in self.bytes_of_id])
+
+    def content(self):
+        return *super().content(), self.merges
 
     def _encode(self, text):
         return self.id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]

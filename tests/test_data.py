@@ -1,0 +1,387 @@
+"""Corpora, token files, rows, pairs and masks."""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import data
+import tokenizer as tokenizers
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def documents(*names, **options):
+    return list(data.open_corpus([str(name) for name in names], **options).documents())
+
+
+def streams(n, seed=0):
+    return [data.random_numbers(seed, data.MASKS, 0, row) for row in range(n)]
+
+# -----------------------------------------------------------------------------
+# reading text
+
+def test_text_files_have_a_paragraph_a_line_and_blank_lines_between_documents(tmp_path):
+    assert documents(write(tmp_path / "a.txt", "\ufeffone\r\ntwo\n\n\n  three  \n")) == [["one", "two"], ["three"]]
+
+
+def test_wikitext_headings_begin_documents(tmp_path):
+    text = " = Title = \n\n first \n\n = = Section = = \n second\n\n= A =\n\nthird"
+    assert documents(write(tmp_path / "a.txt", text)) == [
+        ["= Title =", "first", "= = Section = =", "second"], ["= A =", "third"]]
+
+
+def test_jsonl_csv_parquet_and_folders_give_the_same_documents(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+    texts = ["one\ntwo", 'say "three", four', "größe\n"]
+    expected = [["one", "two"], ['say "three", four'], ["größe"]]
+    write(tmp_path / "a.jsonl", "\n".join(json.dumps({"body": text}) for text in texts))
+    rows = [text.replace('"', '""') for text in texts]
+    write(tmp_path / "b.csv", "id,body\n" + "".join(f'1,"{row}"\n' for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"body": texts}), tmp_path / "c.parquet")
+    for name in ("a.jsonl", "b.csv", "c.parquet"):
+        assert documents(tmp_path / name, text_field="body") == expected, name
+    assert documents(tmp_path, text_field="body") == expected * 3
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.txt", "", "is empty"),
+    ("a.txt", b"fine\n\xff\xfe\n", "line 2: not UTF-8"),
+    ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not JSON"),
+    ("a.jsonl", '{"text": "x"}\n\n{"body": "x"}\n', "line 3: no field 'text'"),
+    ("a.jsonl", '{"text": 7}\n', "line 1: the text is 7"),
+    ("a.csv", "id,body\n1,x\n", "no column 'text' among id, body"),
+    ("a.parquet", "not parquet at all", "a.parquet"),
+    ("a.doc", "x", "not one of .txt"),
+])
+def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        documents(write(tmp_path / name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.txt: no such file"):
+        data.open_corpus([str(tmp_path / "nothing.txt")])
+    with pytest.raises(ValueError, match="no .txt"):
+        data.open_corpus([str(tmp_path)])
+
+
+def test_a_hub_name_without_network_is_one_line():
+    with pytest.raises(FileNotFoundError, match="nobody/nothing: no such file, and the hub did not give it"):
+        data.open_corpus(["nobody/nothing"])
+
+
+def test_pydoc_is_prose_from_docstrings(tmp_path):
+    file = write(tmp_path / "m.py", '"""Module text that is long enough to be kept, surely.\n\n>>> f(1)\n2\n"""\n'
+                 'def f():\n    "A function text that is long enough\n    to be kept as well, joined."\n'.replace('"A', '"""A')
+                 .replace('joined."', 'joined."""') + 'add_docstr(f, "Attached text that is long enough to be kept, too.")\n')
+    found = [line for text in data.docstrings(file) for line in data.prose(text)]
+    assert sorted(found) == ["A function text that is long enough to be kept as well, joined.",
+                             "Attached text that is long enough to be kept, too.",
+                             "Module text that is long enough to be kept, surely."]
+    assert data.docstrings(write(tmp_path / "n.py", "this is not Python")) == []
+
+# -----------------------------------------------------------------------------
+# token files
+
+def test_the_stream_is_the_documents_and_the_offsets_are_their_sentences(tmp_path):
+    text = 'One is here. Two is "there." Three?\nA new paragraph.\n\nSecond document. With two.\n'
+    file = write(tmp_path / "a.txt", text)
+    corpus = data.open_corpus([file])
+    folder = data.prepare(corpus, corpus, "bpe", 270, str(tmp_path / "cache"))
+    splits, tokenizer = data.load(folder)
+    train = splits["train"]
+    ends = np.sort(np.concatenate([train.documents, train.sentences, [len(train.tokens)]])).astype(int)
+    pieces = [tokenizer.decode(train.tokens[a:b].tolist()) for a, b in zip(ends, ends[1:])]
+    assert pieces == ["One is here.", ' Two is "there."', " Three?", "A new paragraph.</s>", "Second document.",
+                      " With two.</s>"]
+    assert [int(np.searchsorted(ends, d)) for d in train.documents] == [0, 4]
+    assert train.bytes == len(text.replace("\n", ""))
+
+
+def test_sentences_alone_have_the_ids_of_the_whole(prepared, text_file):
+    """Cutting at sentences must not change what the words become."""
+    _, tokenizer = data.load(prepared)
+    for paragraph in text_file.read_text(encoding="utf-8").split("\n")[:300]:
+        alone = [i for sentence in data.SENTENCE_END.split(paragraph) for i in tokenizer.encode(sentence)]
+        assert alone == tokenizer.encode(paragraph)
+
+
+def test_every_twentieth_document_is_held_out(tmp_path):
+    corpus = data.open_corpus([write(tmp_path / "a.txt", "\n\n".join(f"document {i}" for i in range(45)))])
+    parts = {name: list(read()) for name, read in data.hold_out(corpus).items()}
+    assert parts["val"] == [["document 19"], ["document 39"]] and len(parts["train"]) == 43
+
+
+def test_one_document_has_its_end_held_out(tmp_path):
+    corpus = data.open_corpus([write(tmp_path / "a.txt", "\n".join(f"paragraph {i}" for i in range(40)))])
+    parts = {name: list(read()) for name, read in data.hold_out(corpus).items()}
+    assert parts["val"] == [["paragraph 38", "paragraph 39"]] and len(parts["train"][0]) == 38
+
+
+def test_prepared_once_and_anew_when_text_or_tokenizer_change(tmp_path):
+    file, cache = tmp_path / "a.txt", str(tmp_path / "cache")
+    def prepare(vocab_size=270):
+        return data.prepare(data.open_corpus([str(file)]), None, "bpe", vocab_size, cache)
+    write(file, "Some text.\nMore text.\n")
+    first = prepare()
+    made = os.path.getmtime(os.path.join(first, "train.bin"))
+    assert prepare() == first and os.path.getmtime(os.path.join(first, "train.bin")) == made
+    assert prepare(265) != first
+    write(file, "Some text.\nMore test.\n")
+    assert prepare() != first
+    assert not [name for name in os.listdir(cache) if name.endswith(".tmp")]
+
+
+def test_damaged_token_files_are_refused(tmp_path, prepared):
+    import shutil
+    for name, damage in (("train.bin", lambda b: b[:-2]), ("val.documents.bin", lambda b: b + b"\0" * 8),
+                         ("meta.json", lambda b: b[:40]), ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")),
+                         ("vocab.json", lambda b: b"{}")):
+        folder = tmp_path / name
+        shutil.copytree(prepared, folder)
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+        with pytest.raises(ValueError, match="delete .* and run again") as error:
+            data.load(str(folder))
+        assert "\n" not in str(error.value)
+
+
+def test_interrupted_preparation_leaves_nothing(tmp_path, text_file, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(data, "write_tokens", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.prepare(data.open_corpus([str(text_file)]), None, "bpe", 300, str(tmp_path / "cache"))
+    assert os.listdir(tmp_path / "cache") == []
+
+# -----------------------------------------------------------------------------
+# rows
+
+@pytest.fixture(params=[None, "nsp", "sop"], ids=["mlm", "nsp", "sop"])
+def rows(request, prepared):
+    splits, tokenizer = data.load(prepared)
+    return data.Rows(splits["train"], tokenizer, 32, request.param, seed=5)
+
+
+def unmasked(batch):
+    ids = batch["input_ids"].copy()
+    used = batch["labels"] != -100
+    row, column = np.nonzero(used)
+    ids[row, batch["positions"][used]] = batch["labels"][used]
+    return ids
+
+
+def text_of(rows, ids):
+    """The window tokens of each row: without the [CLS] and the [SEP]s that the row adds."""
+    keep = np.ones_like(ids, dtype=bool)
+    keep[:, 0] = keep[:, -1] = False
+    return ids, keep
+
+
+def test_every_token_is_seen_exactly_once_an_epoch(rows):
+    """Nothing is dropped and nothing repeated; an epoch ends inside a row, whose rest belongs to the next."""
+    N, W = len(rows.tokens.tokens), rows.width
+    start = 0
+    for epoch in range(3):
+        first, last = rows.windows(epoch)
+        assert first == start and sorted(rows.order(epoch)) == list(range(last - first))
+        start = last
+    seen = np.bincount(np.arange(start * W) % N, minlength=N)
+    assert seen.min() >= 3 and seen.max() <= 4 and (seen == 4).sum() < W
+    batch = rows.batch(np.arange(len(rows)))
+    ours = Counter(unmasked(batch).ravel().tolist())
+    separators = Counter({rows.tokenizer.cls_id: len(rows), rows.tokenizer.sep_id: len(rows) * (2 if rows.task else 1)})
+    stream = Counter(np.resize(rows.tokens.tokens, len(rows) * W).tolist())
+    assert ours == stream + separators
+
+
+def test_order_pairs_and_masks_follow_from_seed_epoch_and_row(rows):
+    again = data.Rows(rows.tokens, rows.tokenizer, 32, rows.task, seed=5)
+    other = data.Rows(rows.tokens, rows.tokenizer, 32, rows.task, seed=6)
+    a, b, c = (r.batch(np.arange(40, 60)) for r in (rows, again, other))
+    for name in a:
+        assert np.array_equal(a[name], b[name])
+    assert not np.array_equal(a["input_ids"], c["input_ids"])
+    one_by_one = [rows.batch([i]) for i in range(40, 60)]  # a row does not depend on its company
+    for name in a:
+        assert np.array_equal(a[name], np.concatenate([batch[name] for batch in one_by_one]))
+    assert not np.array_equal(rows.order(0)[:20], rows.order(1)[:20])
+
+
+def test_rows_may_straddle_epochs(rows):
+    end = len(rows)
+    together = rows.batch([end - 1, end, end + 1])
+    for i, row in enumerate((end - 1, end, end + 1)):
+        assert np.array_equal(together["input_ids"][i:i + 1], rows.batch([row])["input_ids"])
+
+
+def test_rows_are_full(rows):
+    ids = rows.batch(np.arange(100))["input_ids"]
+    assert (ids != rows.tokenizer.pad_id).all()
+    assert (ids[:, 0] == rows.tokenizer.cls_id).all() and (ids[:, -1] == rows.tokenizer.sep_id).all()
+
+
+def test_static_masks_are_the_same_in_every_epoch(prepared):
+    splits, tokenizer = data.load(prepared)
+    for task in (None, "nsp", "sop"):
+        static = data.Rows(splits["train"], tokenizer, 32, task, static=True)
+        R = len(static)
+        first, second = (static.batch(np.arange(e * R, (e + 1) * R)) for e in (0, 1))
+        assert not np.array_equal(first["input_ids"], second["input_ids"])  # another order
+        assert Counter(map(bytes, first["input_ids"])) == Counter(map(bytes, second["input_ids"]))
+    dynamic = data.Rows(splits["train"], tokenizer, 32)
+    a = [data.random_numbers(0, data.MASKS, epoch, 3).random(4).tolist() for epoch in (0, 0, 1)]
+    assert a[0] == a[1] != a[2] and not dynamic.static
+
+
+@pytest.mark.parametrize("task", ["nsp", "sop"])
+def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
+    splits, tokenizer = data.load(prepared)
+    rows = data.Rows(splits["train"], tokenizer, 48, task, seed=1)
+    stream = rows.tokens.tokens.astype(np.int64)
+    W, n, tested = rows.width, len(rows), Counter()
+    batch = rows.batch(np.arange(n))
+    ids, types, labels = unmasked(batch), batch["token_type_ids"], batch["sentence_labels"]
+    order, (cut, partner, _) = rows.order(0), rows.pairs(0)
+    sentences = set(rows.tokens.sentences.tolist())
+    for row in range(n):
+        w = order[row]
+        a, b = ids[row][types[row] == 0][1:-1], ids[row][types[row] == 1][:-1]
+        window = stream[(w * W + np.arange(W)) % len(stream)]
+        if len(set(range(w * W + 1, w * W + W)) & sentences):
+            assert w * W + cut[w] in sentences
+        if labels[row] == 0:
+            assert np.array_equal(np.concatenate([a, b]), window) and len(a) == cut[w]
+        elif task == "sop":
+            assert np.array_equal(np.concatenate([b, a]), window) and len(b) == cut[w]
+        else:
+            other = partner[w] * W + cut[w]
+            assert np.array_equal(a, window[:cut[w]]) and np.array_equal(b, stream[(other + np.arange(len(b))) % len(stream)])
+            place = [np.searchsorted(rows.tokens.documents, at, side="right") for at in (w * W + cut[w], other)]
+            assert place[0] != place[1]
+        tested[int(labels[row])] += 1
+    assert abs(tested[1] / n - 0.5) < 3 * 0.5 / n ** 0.5 + 0.02
+
+
+def test_too_little_text_for_a_row_is_said(prepared):
+    splits, tokenizer = data.load(prepared)
+    with pytest.raises(ValueError, match="do not fill one row"):
+        data.Rows(splits["val"], tokenizer, 10**6)
+
+# -----------------------------------------------------------------------------
+# masks
+
+@pytest.fixture(scope="module")
+def masked_million(prepared):
+    """10,000 rows of 100 tokens, ids over the whole vocabulary, specials and padding among them."""
+    _, tokenizer = data.load(prepared)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, tokenizer.vocab_size, (10_000, 100))
+    ids[:, 0], ids[:, -1] = tokenizer.cls_id, tokenizer.sep_id
+    ids[::2, 80:] = tokenizer.pad_id
+    before = ids.copy()
+    masked, positions, labels = data.mask_tokens(ids, 15, streams(10_000), tokenizer)
+    assert np.array_equal(ids, before)  # pure
+    return tokenizer, ids, masked, positions, labels
+
+
+def test_masks_are_80_10_10(masked_million):
+    tokenizer, ids, masked, positions, labels = masked_million
+    at = np.take_along_axis(masked, positions, 1)
+    share = [(at == tokenizer.mask_id).mean(), (at == labels).mean()]
+    n = labels.size
+    assert n == 150_000 and (labels != -100).all()
+    # a random token is the old one once in 595 times
+    for found, expected in zip(share, (0.8, 0.1 + 0.1 / 595)):
+        assert abs(found - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+
+
+def test_unselected_tokens_are_untouched_and_labels_are_what_stood_there(masked_million):
+    _, ids, masked, positions, labels = masked_million
+    assert np.array_equal(np.take_along_axis(ids, positions, 1), labels)
+    chosen = np.zeros_like(ids, dtype=bool)
+    np.put_along_axis(chosen, positions, True, 1)
+    assert (chosen.sum(1) == 15).all() and np.array_equal(ids[~chosen], masked[~chosen])
+    assert (np.diff(positions, axis=1) > 0).all()
+
+
+def test_specials_and_padding_are_never_selected(masked_million):
+    tokenizer, _, _, _, labels = masked_million
+    assert not np.isin(labels, tokenizer.special_ids).any()
+
+
+def test_every_token_is_selected_equally_often(masked_million):
+    tokenizer, ids, _, positions, _ = masked_million
+    full = ids[1::2]  # the rows without padding
+    free = ~np.isin(full, tokenizer.special_ids)
+    expected = (15 * free / free.sum(1, keepdims=True)).sum(0)[1:-1]
+    found = np.bincount(positions[1::2].ravel(), minlength=100)[1:-1]
+    assert (abs(found - expected) < 5 * expected ** 0.5).all()
+
+
+def test_random_tokens_are_never_special_and_cover_the_vocabulary(masked_million):
+    tokenizer, ids, masked, positions, labels = masked_million
+    at = np.take_along_axis(masked, positions, 1)
+    drawn = set(at[(at != labels) & (at != tokenizer.mask_id)].tolist())
+    assert drawn == set(range(tokenizer.vocab_size)) - set(tokenizer.special_ids)
+
+
+def test_id_zero_can_be_a_target():
+    class Letters:  # a vocabulary whose id 0 is a word
+        vocab_size, special_ids, mask_id = 10, [9], 9
+    _, positions, labels = data.mask_tokens(np.zeros((4, 20), dtype=int), 3, streams(4), Letters)
+    assert (labels == 0).all() and positions.shape == (4, 3)
+
+
+def test_a_row_with_too_few_tokens_has_ignored_labels(prepared):
+    _, tokenizer = data.load(prepared)
+    ids = np.full((2, 12), tokenizer.pad_id)
+    ids[:, 1:3] = 50
+    for unit in ("token", "word", "ngram"):
+        masked, positions, labels = data.mask_tokens(ids, 4, streams(2), tokenizer, unit)
+        assert ((labels != -100).sum(1) <= 2).all() and (masked[:, 3:] == tokenizer.pad_id).all()
+        assert set(labels.ravel().tolist()) <= {-100, 50} and (unit != "token" or (labels[:, :2] == 50).all())
+
+
+@pytest.mark.parametrize("unit", ["word", "ngram"])
+def test_words_are_masked_whole(prepared, unit):
+    splits, tokenizer = data.load(prepared)
+    rows = data.Rows(splits["train"], tokenizer, 64)
+    batch = rows.batch(np.arange(200), unit=unit)
+    ids, selected = unmasked(batch), np.zeros((200, 64), dtype=bool)
+    row, column = np.nonzero(batch["labels"] != -100)
+    selected[row, batch["positions"][row, column]] = True
+    special = np.isin(ids, tokenizer.special_ids)
+    inside = ~tokenizer.starts_word[ids] & ~special
+    inside[:, 1:] &= ~special[:, :-1]  # the first token after a special one begins a word
+    assert np.array_equal(selected[:, 1:][inside[:, 1:]], selected[:, :-1][inside[:, 1:]])
+    assert not (selected & special).any() and selected.sum() > 0.9 * 200 * 9
+
+
+def test_ngrams_have_lengths_in_proportion_to_one_over_n():
+    """Without a budget that cuts them: one span a row, drawn 20,000 times."""
+    begins, special = np.ones(60, dtype=bool), np.zeros(60, dtype=bool)
+    lengths, streams_ = Counter(), streams(20_000)
+    for stream in streams_:
+        spans = stream.choice(3, size=60, p=np.array([6, 3, 2]) / 11)
+        lengths.update(spans[:1].tolist())
+    assert abs(lengths[0] / 20_000 - 6 / 11) < 0.015
+    runs = Counter()
+    for stream in streams(4_000, seed=1):
+        chosen = np.sort(data.choose_words(begins, special, 6, stream, 3))
+        cuts = np.flatnonzero(np.diff(chosen) > 1)
+        runs.update(np.diff(np.concatenate([[-1], cuts, [len(chosen) - 1]])).tolist())
+    assert runs[1] > runs[2] > runs[3] > 0.1 * runs[1]
+
+
+def test_masking_is_unigram_line():
+    labels = np.array([[3, 3, 4, 5], [-100, -100, 4, 3]])
+    p = np.array([3, 2, 1]) / 6
+    assert data.unigram_nats(labels) == pytest.approx(-(p * np.log(p)).sum())

@@ -21,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import fields
 from pickle import UnpicklingError
 
 import numpy as np
@@ -109,17 +110,21 @@ def parse_arguments(argv):
         before = state["args"]
         p.set_defaults(**{name: value for name, value in before.items() if name not in LENGTHS})
         args = p.parse_args(argv)
-        if not any(getattr(args, name) for name in LENGTHS):
+        if all(getattr(args, name) is None for name in LENGTHS):
             vars(args).update({name: before[name] for name in LENGTHS})
         for name in ("model", "preset"):
             if getattr(args, name) != before[name]:
                 raise ValueError(f"{args.out_dir} holds a run of {before[name]}, not of {getattr(args, name)}")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = args.device.split(":")[0]
+    if kind not in DEFAULTS or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"--device {args.device}: not a device of this machine; take cpu"
+                         + " or cuda" * torch.cuda.is_available())
     args.out_dir = args.out_dir or f"out/{args.model}"
-    for name, value in DEFAULTS[torch.device(args.device).type].items():
-        value = value[args.model] if isinstance(value, dict) else value
-        if getattr(args, name) is None and not (name in LENGTHS and any(getattr(args, n) for n in LENGTHS)):
-            setattr(args, name, value)
+    length_given = any(getattr(args, name) is not None for name in LENGTHS)
+    for name, value in DEFAULTS[kind].items():
+        if getattr(args, name) is None and not (name in LENGTHS and length_given):
+            setattr(args, name, value[args.model] if isinstance(value, dict) else value)
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise ValueError("give one of --max_steps, --epochs and --max_minutes")
     for name in ("batch_size", "accumulation", "log_interval", "eval_interval", "save_interval", *LENGTHS):
@@ -162,8 +167,8 @@ def open_data(args, rank, world):
 def build_model(args, tokenizer, state):
     """The model, on the CPU, in train mode. Every rank and every run with this seed starts from the same weights."""
     module = importlib.import_module(args.model)
-    dropout = {} if args.dropout is None else dict.fromkeys(
-        ("hidden_dropout_prob", "attention_probs_dropout_prob"), args.dropout)
+    dropout = {} if args.dropout is None else {
+        field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
     if args.init_from in ("scratch", "resume"):
         if args.preset not in module.PRESETS:
             raise ValueError(f"no preset {args.preset}; {args.model}.py has {', '.join(module.PRESETS)}")
@@ -452,7 +457,7 @@ def train(args, state, device, rank, world):
         for back, values in enumerate(reversed(history.tolist())):
             if not all(map(math.isfinite, values)):
                 raise Stop(f"the loss or its gradient is not finite at step {step - back}. {args.out_dir} keeps what "
-                           f"was saved at step {saved_step}. Try a lower --lr or a longer --warmup.", 1)
+                           f"was saved at step {saved_step}. Try a lower --lr or a longer --warmup.", 2)
         loss, accuracy, sentence_loss, sentence_accuracy, norm = history[-1].tolist()
         mean = history[:, 0].mean().item()
         history = []

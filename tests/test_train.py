@@ -1,0 +1,363 @@
+"""train_mlm.py and fill_mask.py from the command line: resuming, accumulation, processes, signals, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import fill_mask
+import train_mlm
+
+ROOT = Path(train_mlm.__file__).parent
+TIMES = ("tokens_per_s", "elapsed_s")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def flags(text_file, cache):
+    """A small float32 run on real text, seconds long."""
+    def make(out_dir, model="roberta", *more):
+        return ["--model", model, "--preset", f"{model}-tiny", "--data", str(text_file), "--vocab_size", "600",
+                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", "32", "--batch_size", "32",
+                "--max_steps", "10", "--device", "cpu", "--dtype", "float32", "--threads", "1", "--log_interval", "1",
+                "--eval_interval", "4", "--save_interval", "3", "--eval_rows", "32", *map(str, more)]
+    return make
+
+
+def read_log(out_dir):
+    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
+
+
+def same_run(a, b):
+    """Weights, optimizer and log, to the bit; times and the length of the first part aside."""
+    a_state, b_state = (torch.load(Path(d) / "resume.pt", weights_only=True) for d in (a, b))
+    assert a_state["step"] == b_state["step"]
+    for name, tensor in a_state["model"].items():
+        assert torch.equal(tensor, b_state["model"][name]), name
+    for i, values in a_state["optimizer"]["state"].items():
+        for name, tensor in values.items():
+            assert torch.equal(tensor, b_state["optimizer"]["state"][i][name]), (i, name)
+    logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in read_log(d)[1:]] for d in (a, b)]
+    assert logs[0] == logs[1]
+
+
+def run(argv):
+    """A process of its own -> exit status, output, errors."""
+    done = subprocess.run([sys.executable, "train_mlm.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(argv, capsys, main=train_mlm.main):
+    """Run main, which must end with status 2 and one line; returns the line."""
+    with pytest.raises(SystemExit) as exit:
+        main(argv)
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error and "Traceback" not in error
+    return error
+
+# -----------------------------------------------------------------------------
+# resuming
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "albert"])
+def test_ten_steps_equal_five_and_five(model, flags, tmp_path):
+    """Dropout is on: its masks are keyed by the step too. The schedule is that of ten steps in both."""
+    train_mlm.main(flags(tmp_path / "ten", model, "--dropout", "0.1"))
+
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+    def interrupt_the_fifth(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return clip(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt_the_fifth)
+        with pytest.raises(SystemExit) as exit:
+            train_mlm.main(flags(tmp_path / "five", model, "--dropout", "0.1"))
+    assert exit.value.code == 130
+    assert torch.load(tmp_path / "five" / "resume.pt", weights_only=True)["step"] == 5
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "five")])
+    same_run(tmp_path / "ten", tmp_path / "five")
+
+
+def test_resume_after_kill_9(flags, tmp_path):
+    """At whatever moment the process dies, the run goes on from a whole checkpoint to the same end."""
+    train_mlm.main(flags(tmp_path / "whole", "bert", "--max_steps", 60, "--save_interval", 2))
+    argv = flags(tmp_path / "killed", "bert", "--max_steps", 60, "--save_interval", 2)
+    for delay in (0.1, 0.25):
+        process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+        while not (tmp_path / "killed" / "resume.pt").exists():
+            assert process.poll() is None, "it ended before it saved"
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        argv = ["--init_from", "resume", "--out_dir", str(tmp_path / "killed")]
+    train_mlm.main(argv)
+    same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "train_mlm.py", *flags(out, "roberta", "--max_steps", 100000)], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step      5"):
+            process.send_signal(number)
+            break
+    process.stdout.read()
+    error = process.stderr.read()
+    assert process.wait(60) == 128 + number
+    assert error.count("\n") == 1 and f"python train_mlm.py --init_from resume --out_dir {out}" in error
+    assert torch.load(out / "resume.pt", weights_only=True)["step"] >= 5
+
+
+def test_resuming_a_finished_run_with_more_steps_goes_on(flags, tmp_path):
+    train_mlm.main(flags(tmp_path))
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "12"])
+    lines = read_log(tmp_path)
+    assert [line["step"] for line in lines if "lr" in line and "step" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if line.get("final")] == [12]
+
+# -----------------------------------------------------------------------------
+# one batch, cut in different ways
+
+@pytest.mark.parametrize("model, unit", [("roberta", "word"), ("bert", "token"), ("albert", "ngram")])
+def test_accumulation_4x8_equals_a_batch_of_32(model, unit, flags, tmp_path):
+    """Also where micro-batches differ in their number of targets, as with whole words."""
+    for name, accumulation in (("a", 1), ("b", 4)):
+        train_mlm.main(flags(tmp_path / name, model, "--dropout", 0, "--mask_unit", unit, "--accumulation", accumulation))
+    a, b = ([line for line in read_log(tmp_path / name) if "lr" in line and "step" in line] for name in "ab")
+    for x, y in zip(a, b):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-6 if x["step"] < 4 else 1e-5)
+        assert x["masked_accuracy"] == pytest.approx(y["masked_accuracy"], abs=0.005)
+    assert a[0]["grad_norm"] == pytest.approx(b[0]["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["roberta", "albert"])
+def test_two_processes_equal_one(model, flags, tmp_path):
+    more = ("--dropout", 0, "--mask_unit", "word", "--max_steps", 4, "--eval_interval", 2)
+    train_mlm.main(flags(tmp_path / "one", model, *more))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_mlm.py"]
+    done = subprocess.run(torchrun + flags(tmp_path / "two", model, *more), cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_log(tmp_path / name)[1:] for name in ("one", "two"))
+    assert len(one) == len(two)
+    for a, b in zip(one, two):
+        for name in ("loss", "val_loss", "val_sentence_accuracy"):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=1e-6), (name, a)
+
+
+def test_learning_rate_by_hand():
+    args = train_mlm.parser().parse_args(["--lr", "1", "--warmup", "0.1"])
+    def rate(schedule, progress):
+        args.schedule = schedule
+        return round(train_mlm.learning_rate(args, progress), 6)
+    assert [rate("linear", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
+    assert [rate("cosine", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
+    assert [rate("constant", p) for p in (0.05, 0.5, 0.82, 0.91, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_weight_decay_is_on_matrices_only():
+    import bert
+    args = train_mlm.parser().parse_args(["--lr", "1", "--weight_decay", "0.5"])
+    model = bert.ForPreTraining(bert.Config(**bert.PRESETS["bert-tiny"]))
+    decayed, kept = train_mlm.make_optimizer(model, args).param_groups
+    assert decayed["weight_decay"] == 0.5 and all(p.dim() == 2 for p in decayed["params"])
+    assert kept["weight_decay"] == 0.0 and all(p.dim() == 1 for p in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_flops_by_hand():
+    """bert-base at 512 tokens: 6 x 85 M weights in the layers, 12 L H T for attention, the head at 77 positions."""
+    import bert
+    config = bert.Config(**bert.PRESETS["bert-base"])
+    head = (768 * 768 + 768 * 30522) * 77 / 512
+    by_hand = 6 * (12 * 12 * 768 ** 2 + head) + 12 * 12 * 768 * 512
+    assert train_mlm.flops_per_token(config, 512, 77) == pytest.approx(by_hand)
+
+# -----------------------------------------------------------------------------
+# what a run leaves
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "albert"])
+def test_a_run_is_a_checkpoint_that_transformers_opens(model, flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path, model, "--max_steps", 4))
+    text = "The function returns a <mask> of the list."
+    theirs, report = transformers.AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours, our_tokenizer = fill_mask.load(str(tmp_path))
+    ids = tokenizer(text.replace("<mask>", tokenizer.mask_token), return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == [our_tokenizer.cls_id, *our_tokenizer.encode(
+        text.replace("<mask>", our_tokenizer.special_tokens["mask"]), specials=True), our_tokenizer.sep_id]
+    with torch.no_grad():
+        output = theirs.eval()(ids)
+        logits, _ = ours(ids, torch.arange(ids.shape[1])[None])
+    reference = output.logits if model == "roberta" else output.prediction_logits
+    assert (logits - reference).abs().max() <= 1e-5
+
+    capsys.readouterr()
+    fill_mask.main(["--checkpoint", str(tmp_path), "--json", "--top", "3", text, "Two <mask> [MASK]."])
+    one, two = map(json.loads, capsys.readouterr().out.splitlines())
+    position = ids[0].tolist().index(tokenizer.mask_token_id)
+    p, best = reference[0, position].softmax(-1).topk(3)
+    assert [x for _, x in one["masks"][0]] == pytest.approx(p.tolist(), abs=1e-5) and len(two["masks"]) == 2
+    assert [word for word, _ in one["masks"][0]] == [our_tokenizer.decode([i]) for i in best.tolist()]
+
+
+def test_the_log_has_what_it_promises(flags, tmp_path):
+    train_mlm.main(flags(tmp_path, "bert"))
+    first, *lines, final = read_log(tmp_path)
+    assert first["model"] == "bert" and first["unigram_nats"] > 3 and "torch" in first
+    training = [line for line in lines if "lr" in line]
+    assert len(training) == 10 and training[-1]["tokens"] == 10 * 32 * 32
+    assert {"step", "tokens", "loss", "masked_accuracy", "lr", "grad_norm", "tokens_per_s", "elapsed_s"} <= set(training[0])
+    assert [line["step"] for line in lines if "val_loss" in line] == [4, 8]
+    assert {"val_masked_accuracy", "val_sentence_accuracy"} <= set(lines[4])
+    assert final["final"] and {"val_loss", "perplexity", "masked_accuracy", "nats_per_byte", "tokens", "elapsed_s"} <= set(final)
+
+
+def test_dry_run_writes_no_checkpoint(flags, tmp_path):
+    train_mlm.main(flags(tmp_path / "dry", "albert", "--dry_run"))
+    assert not (tmp_path / "dry").exists()
+
+
+def test_training_goes_on_from_a_checkpoint(flags, tmp_path):
+    train_mlm.main(flags(tmp_path / "a", "bert"))
+    train_mlm.main(flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a"))
+    a, b = (read_log(tmp_path / name) for name in "ab")
+    assert b[1]["loss"] < a[1]["loss"] - 0.2
+    assert (tmp_path / "a" / "vocab.json").read_bytes() == (tmp_path / "b" / "vocab.json").read_bytes()
+
+
+def test_max_minutes_ends_a_run(flags, tmp_path):
+    argv = flags(tmp_path)
+    at = argv.index("--max_steps")
+    train_mlm.main(argv[:at] + argv[at + 2:] + ["--max_minutes", "0.05"])
+    final = read_log(tmp_path)[-1]
+    assert final["final"] and 3 <= final["elapsed_s"] < 30
+
+# -----------------------------------------------------------------------------
+# bad input: one line, status 2, nothing written
+
+@pytest.mark.parametrize("more, message", [
+    (["--data", "nothing.txt"], "nothing.txt: no such file"),
+    (["--data", "nobody/nothing"], "nobody/nothing: no such file, and the hub did not give it"),
+    (["--preset", "roberta-huge"], "no preset roberta-huge; roberta.py has roberta-tiny"),
+    (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+    (["--seq_length", "600"], "--seq_length 600 is more than the"),
+    (["--batch_size", "1000000"], "less than one batch"),
+    (["--batch_size", "10", "--accumulation", "4"], "does not divide"),
+    (["--vocab_size", "100"], "no room for 256 bytes"),
+    (["--epochs", "1"], "give one of"),
+    (["--max_steps", "0"], "--max_steps must be positive"),
+    (["--mask_prob", "1.5"], "--mask_prob"),
+    (["--tokenizer", "/no/such/directory"], "no such directory"),
+    (["--init_from", "resume"], "holds no run to resume"),
+    (["--init_from", "/no/such/checkpoint"], "no such directory"),
+    (["--device", "nonsense"], "nonsense"),
+])
+def test_bad_input(more, message, flags, tmp_path, capsys):
+    error = refused(flags(tmp_path / "out", "roberta", *more), capsys)
+    assert message in error.splitlines()[-1]
+    assert len(error.splitlines()) == 1 or "usage:" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.txt", b"", "is empty"),
+    ("a.txt", b"caf\xe9\n", "a.txt, line 1: not UTF-8"),
+    ("a.txt", b"Just one short line.\nAnd another.\n", "do not fill"),
+    ("a.jsonl", b'{"text": "x"}\nnot json\n', "a.jsonl, line 2: not JSON"),
+    ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no field 'text'"),
+])
+def test_bad_files(name, content, message, flags, tmp_path, capsys):
+    (tmp_path / name).write_bytes(content)
+    error = refused(flags(tmp_path / "out", "roberta", "--data", tmp_path / name), capsys)
+    assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert "holds a run already" in refused(flags(tmp_path), capsys)
+    resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
+    assert "holds a run of roberta, not of bert" in refused([*resume, "--model", "bert"], capsys)
+    assert "another tokenizer" in refused([*resume, "--vocab_size", "500"], capsys)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
+
+
+def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path / "a", "roberta", "--max_steps", 1))
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert "model_type is 'roberta'" in refused(flags(out, "bert", "--init_from", tmp_path / "a"), capsys)
+    more = ["--init_from", tmp_path / "a", "--tokenizer", "bpe", "--vocab_size", "700"]
+    assert "the tokenizer has 700 ids and the model 600" in refused(flags(out, "roberta", *more), capsys)
+    (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
+    assert "resume.pt is damaged" in refused(["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
+    assert not out.exists()
+
+
+def test_heads_that_do_not_divide_the_width(flags, tmp_path, capsys, monkeypatch):
+    import roberta
+    monkeypatch.setitem(roberta.PRESETS, "odd", roberta.preset(2, 100, 3))
+    assert "3 heads do not divide a width of 100" in refused(flags(tmp_path / "o", "roberta", "--preset", "odd"), capsys)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys):
+    error = refused(flags(tmp_path, "roberta", "--lr", "1e38", "--warmup", "0.9", "--clip", "0"), capsys)
+    assert "not finite at step" in error and "keeps what was saved" in error
+    for file in ("resume.pt",):
+        if (tmp_path / file).exists():
+            state = torch.load(tmp_path / file, weights_only=True)
+            assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_a_full_disk_is_said_before_training(flags, tmp_path, capsys, monkeypatch):
+    class Usage:
+        free = 1000
+    monkeypatch.setattr(train_mlm.shutil, "disk_usage", lambda path: Usage)
+    assert "a checkpoint needs" in refused(flags(tmp_path / "out"), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(flags, tmp_path, capsys, monkeypatch):
+    import errno
+    save, calls = torch.save, []
+    def fill_up(state, file):
+        calls.append(state["step"])
+        if state["step"] > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+    monkeypatch.setattr(train_mlm.torch, "save", fill_up)
+    assert "No space left on device" in refused(flags(tmp_path), capsys)
+    assert calls == [3, 6] and torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--checkpoint", "/no/such/place", "a <mask>"], "no such directory"),
+    (["--checkpoint", "OUT", "no mask here"], "no [MASK] or <mask> in 'no mask here'"),
+])
+def test_fill_mask_bad_input(argv, message, flags, tmp_path, capsys):
+    if "OUT" in argv:
+        train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
+        capsys.readouterr()
+        argv = [str(tmp_path) if word == "OUT" else word for word in argv]
+    assert message in refused(argv, capsys, fill_mask.main)

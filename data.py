@@ -53,11 +53,11 @@ FILES = (".txt", ".jsonl", ".csv", ".parquet")
 
 
 def open_corpus(names, text_field="text"):
-    """names: ["pydoc"], files and folders, or one name on the hub. ValueError or OSError if there is no such text."""
+    """names: ["pydoc"], files and folders, or one name on the hub. ValueError or OSError for bad ones."""
     if names == ["pydoc"]:
         return Corpus("pydoc", pydoc_fingerprint(), lambda: iter(pydoc_documents()))
-    if len(names) == 1 and not os.path.exists(names[0]) and re.fullmatch(r"wikitext2|wikitext103|[\w.-]+/[\w.:-]+", names[0]) \
-            and not names[0].endswith(FILES):
+    hub_name = names[0] in HUB or re.fullmatch(r"[\w.-]+/[\w.:-]+", names[0])
+    if len(names) == 1 and hub_name and not os.path.exists(names[0]) and not names[0].endswith(FILES):
         return hub_corpus(names[0], text_field)
     files = []
     for name in names:
@@ -69,8 +69,8 @@ def open_corpus(names, text_field="text"):
     digest = hashlib.sha256(text_field.encode())
     for file in files:
         if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file}: no such file; --data takes pydoc, files, folders, wikitext2, wikitext103 "
-                                    "or a hub data set as owner/name[:config]")
+            raise FileNotFoundError(f"{file}: no such file; --data takes pydoc, files, folders, wikitext2, "
+                                    "wikitext103 or a hub data set as owner/name[:config]")
         if not file.endswith(FILES):
             raise ValueError(f"{file}: not one of {', '.join(FILES)}")
         if os.path.getsize(file) == 0:
@@ -95,7 +95,8 @@ def read_file(file, text_field):
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
             except (KeyError, TypeError) as error:
-                raise ValueError(f"{file}, line {number}: no field {text_field!r}; name it with --text_field") from error
+                raise ValueError(f"{file}, line {number}: no field {text_field!r}; name it with "
+                                 "--text_field") from error
             yield paragraphs(text, f"{file}, line {number}")
     elif file.endswith(".csv"):
         reader = csv.DictReader(line + "\n" for _, line in decoded_lines(file))
@@ -126,7 +127,7 @@ def decoded_lines(file):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not UTF-8 ({error.reason}); convert the file") from error
+                raise ValueError(f"{file}, line {number}: not UTF-8 ({error.reason})") from error
 
 
 def paragraphs(text, where):
@@ -137,7 +138,7 @@ def paragraphs(text, where):
 
 def group_lines(lines):
     """Lines -> documents. A blank line ends a document, unless the text has WikiText's headings, `= Title =`:
-    then a document runs from one of those to the next. One of over 10,000 lines is split, to bound the memory."""
+    then a document runs from one of those to the next. One of over 10,000 lines is cut, to bound the memory."""
     document, headings = [], False
     for line in lines:
         line = line.strip()
@@ -179,13 +180,13 @@ def hub_corpus(name, text_field):
 # -----------------------------------------------------------------------------
 # pydoc, the corpus that every machine has: the English in its own Python packages
 
-PYDOC = ("torch", "numpy", "pandas", "sympy", "networkx", "mpmath", "datasets", "huggingface_hub", "fsspec", "pyarrow",
-         "jinja2", "filelock", "requests", "tqdm", "dateutil")
+PYDOC = ("torch", "numpy", "pandas", "sympy", "networkx", "mpmath", "datasets", "huggingface_hub", "fsspec",
+         "pyarrow", "jinja2", "filelock", "requests", "tqdm")
 
 def pydoc_fingerprint():
     found = [name for name in PYDOC if importlib.util.find_spec(name)]
-    return " ".join(["pydoc", sys.version.split()[0]] + [
-        f"{name}-{importlib.metadata.version({'dateutil': 'python-dateutil'}.get(name, name))}" for name in found])
+    return " ".join(["pydoc", sys.version.split()[0]]
+                    + [f"{name}-{importlib.metadata.version(name)}" for name in found])
 
 
 @functools.cache
@@ -198,7 +199,7 @@ def pydoc_documents():
     files = []
     for root in roots:
         for folder, inside, names in os.walk(root):
-            inside[:] = sorted(set(inside) - {"site-packages", "dist-packages", "test", "tests", "__pycache__"})
+            inside[:] = sorted(set(inside) - {"site-packages", "dist-packages", "test", "tests"})
             files += [os.path.join(folder, name) for name in sorted(names) if name.endswith(".py")]
     from pydoc_data.topics import topics  # the language reference
     documents, seen = [], set()
@@ -227,12 +228,13 @@ def docstrings(file):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             found.append(ast.get_docstring(node, clean=False))
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("add_docstr", "add_newdoc"):
-            found += [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            found += [part.value for part in ast.walk(node)
+                      if isinstance(part, ast.Constant) and isinstance(part.value, str)]
     return [text for text in found if text]
 
 
 def prose(text):
-    """A docstring -> its paragraphs that are sentences, each on one line: no examples, tables and signatures."""
+    """A docstring -> its paragraphs that are sentences, each on one line; no examples, no tables."""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         line = " ".join(paragraph.split())
         letters = sum(map(str.isalpha, line)) + line.count(" ")
@@ -273,7 +275,7 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
         tokenizer = tokenizers.train(tokenizer, sample(splits["train"]), vocab_size)
         print(f"  {tokenizer.vocab_size:,} ids in {time.time() - start:.0f} s", flush=True)
     if tokenizer.sep_id is None or tokenizer.mask_id is None:
-        raise ValueError("the tokenizer has no mask token or no separator, as GPT-2's has none; use RoBERTa's, say")
+        raise ValueError("the tokenizer has no mask token or no separator (GPT-2's has none; RoBERTa's does)")
     os.makedirs(cache_dir, exist_ok=True)
     temporary = f"{folder}.{os.getpid()}.tmp"
     os.makedirs(temporary)
@@ -303,7 +305,8 @@ def hold_out(corpus):
         n_documents += 1
         n_paragraphs += len(document)
     if n_paragraphs < 2:
-        raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to hold some out for validation")
+        raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to hold some out for validation; "
+                         "give --val_data")
     if n_documents >= 20:
         return {"train": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 != 19),
                 "val": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 == 19)}
@@ -337,7 +340,8 @@ def write_tokens(path, documents, tokenizer, dtype, total):
     with open(path + ".bin", "wb") as tokens_file, open(path + ".documents.bin", "wb") as documents_file, \
             open(path + ".sentences.bin", "wb") as sentences_file:
         for block in blocks(documents):
-            block = [[s for paragraph in document for s in SENTENCE_END.split(paragraph)] for document in block]
+            block = [[s for paragraph in document for s in SENTENCE_END.split(paragraph)]
+                     for document in block]
             encoded = iter(tokenizer.encode_batch([sentence for document in block for sentence in document]))
             stream, opening, inside, at = [], [], [], counts["tokens"]
             for document in block:
@@ -389,7 +393,7 @@ class Tokens:
 
 
 def load(folder):
-    """A folder made by prepare -> {"train": Tokens, "val": Tokens}, tokenizer. ValueError if it is damaged."""
+    """A folder from prepare -> {"train": Tokens, "val": Tokens}, tokenizer. ValueError if it is damaged."""
     remedy = f"delete {folder} and run again"
     try:
         with open(os.path.join(folder, "meta.json")) as f:
@@ -397,7 +401,7 @@ def load(folder):
         tokenizer = tokenizers.load(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is damaged ({error}); {remedy}") from error
-    if meta["format"] != FORMAT or meta["tokenizer"] != tokenizer.hash() or meta["vocab_size"] != tokenizer.vocab_size:
+    if meta["format"] != FORMAT or meta["tokenizer"] != tokenizer.hash():
         raise ValueError(f"{folder} was made with another tokenizer than it holds; {remedy}")
 
     def read(split, name, dtype, count):
@@ -427,10 +431,10 @@ class Rows:
     """The rows of `length` tokens that a split is cut into, numbered in the order of training, without end.
 
     Every row is full. Windows of W tokens are laid over the stream end to end, and when it ends they run on
-    from its beginning: window w holds the tokens (w W + j) mod N. So N tokens of training see every token once,
-    and no epoch cuts the text in the same places. An epoch's windows come in an order keyed by (seed, epoch).
+    from its beginning: window w holds the tokens (w W + j) mod N. So N tokens of training see every token
+    once, and no two epochs cut the text in the same places. The order is keyed by (seed, epoch).
 
-    task None: [CLS] window [SEP]                  (RoBERTa's FULL-SENTENCES: documents run on, a [SEP] between)
+    task None: [CLS] window [SEP], RoBERTa's FULL-SENTENCES: documents run on, with a [SEP] between them
     task "nsp": [CLS] A [SEP] B [SEP], the window cut at a sentence; label 1: B is another document's
     task "sop": the same; label 1: A and B have changed places
     """
@@ -464,7 +468,7 @@ class Rows:
         return random_numbers(self.seed, ORDER, epoch).permutation(last - first)
 
     def pairs(self, epoch):
-        """For each window of an epoch: where it is cut, the window that its second part comes from, its label."""
+        """For each window of an epoch: where it is cut, whose second part it gets, and its label."""
         first, last = self.windows(epoch)
         N, W = len(self.tokens.tokens), self.width
         start = np.arange(first, last) * W % N
@@ -479,8 +483,8 @@ class Rows:
         own = np.arange(len(start))
         if self.task == "sop":
             return cut, own, (rng.random(len(start)) < 0.5).astype(np.int64)
-        # Two windows cut at the same place, in different documents, can exchange their second parts: both rows
-        # stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
+        # Two windows cut at the same place, in different documents, can exchange their second parts: both
+        # rows stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
         shuffled = rng.permutation(len(start))
         by_cut = shuffled[np.argsort(cut[shuffled], kind="stable")]
         place = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
@@ -530,7 +534,8 @@ class Rows:
             ids[:, 2:-1][~first_part] = text[~first_part]
         streams = [random_numbers(self.seed, MASKS, int(e), int(w)) for e, w in zip(epochs, window)]
         k = max(1, round(mask_prob * W))
-        batch = dict(zip(("input_ids", "positions", "labels"), mask_tokens(ids, k, streams, self.tokenizer, unit)))
+        ids, positions, labels = mask_tokens(ids, k, streams, self.tokenizer, unit)
+        batch = {"input_ids": ids, "positions": positions, "labels": labels}
         if self.task:
             batch["token_type_ids"] = (np.arange(T) > cut[:, None] + 1).astype(np.int64)
             batch["sentence_labels"] = label
@@ -540,13 +545,13 @@ class Rows:
 def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     """BERT's masking (Devlin et al. 2018, section 3.1) of k tokens in every row.
 
-    ids (B, T), not changed; streams: B random generators. Of the chosen tokens 80 % become [MASK], 10 % a random
-    token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens; "word" whole
-    words; "ngram" spans of up to three words, of n words with a probability in proportion to 1/n (ALBERT,
+    ids (B, T), not changed; streams: B random generators. Of the chosen tokens 80 % become [MASK], 10 % a
+    random token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens; "word"
+    whole words; "ngram" spans of one to three words, n of them with a probability in proportion to 1/n (ALBERT,
     section 4.1).
 
-    Returns input_ids (B, T); positions (B, K), ascending; labels (B, K), the tokens that stood there. K = k always;
-    where a row has fewer tokens to choose, or the next word would be too long, labels are -100.
+    Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and -100
+    where a row has fewer tokens to choose or the next word would be too long.
     """
     B, T = ids.shape
     special = np.isin(ids, tokenizer.special_ids)
@@ -582,13 +587,14 @@ def choose_words(begins, special, k, stream, longest):
     first = np.flatnonzero(begins)
     length = np.diff(np.append(first, len(begins)))
     free = ~special[first]
-    spans = stream.choice(longest, size=len(first), p=(1 / np.arange(1, longest + 1)) / sum(1 / np.arange(1, longest + 1)))
+    p = 1 / np.arange(1, longest + 1)
+    spans = stream.choice(longest, size=len(first), p=p / p.sum())  # 0: one word
     chosen = []
     for word in stream.permutation(len(first)):
-        for last in range(word + spans[word], word - 1, -1):  # a span too long for the row or the budget is cut
-            if free[word:last + 1].all() and last < len(first) and len(chosen) + length[word:last + 1].sum() <= k:
-                chosen += range(first[word], first[last] + length[last])
-                free[word:last + 1] = False
+        for end in range(word + spans[word] + 1, word, -1):  # too long for the row or the budget: shorter
+            if end <= len(first) and free[word:end].all() and len(chosen) + length[word:end].sum() <= k:
+                chosen += range(first[word], first[word] + length[word:end].sum())
+                free[word:end] = False
                 break
         if len(chosen) == k:
             break
@@ -596,7 +602,7 @@ def choose_words(begins, special, k, stream, longest):
 
 
 def unigram_nats(labels):
-    """The entropy of the targets' own frequencies: no model that ignores the context has a lower loss on them."""
+    """The entropy of the targets' own frequencies: a model that ignores the context cannot be under it."""
     _, counts = np.unique(labels[labels != -100], return_counts=True)
     p = counts / counts.sum()
     return float(-(p * np.log(p)).sum())

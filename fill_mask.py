@@ -27,7 +27,8 @@ def load(path_or_name):
     family = tokenizers.read_json(file).get("model_type")
     if family not in MODELS:
         raise ValueError(f"{file}: model_type is {family!r}, not one of {', '.join(MODELS)}")
-    model, tokenizer = importlib.import_module(family).ForPreTraining.from_pretrained(path), tokenizers.load(path)
+    model = importlib.import_module(family).ForPreTraining.from_pretrained(path)
+    tokenizer = tokenizers.load(path)
     if tokenizer.mask_id is None or tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"{path_or_name}: the tokenizer does not fit the model")
     return model, tokenizer
@@ -71,7 +72,8 @@ def main(argv=None):
                 continue
             print(text)
             for i, words in enumerate(masks, 1):
-                print(f"  mask {i}: " + "  ".join(f"{word.strip() or repr(word)} {x:.3f}" for word, x in words), flush=True)
+                best = (f"{word.strip() or repr(word)} {x:.3f}" for word, x in words)
+                print(f"  mask {i}: " + "  ".join(best), flush=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:

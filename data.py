@@ -138,7 +138,7 @@ def paragraphs(text, where):
 
 def group_lines(lines):
     """Lines -> documents. A blank line ends a document, unless the text has WikiText's headings, `= Title =`:
-    then a document runs from one of those to the next. One of over 10,000 lines is cut, to bound the memory."""
+    then a document runs from one of those to the next. One of 10,000 lines is cut, to bound the memory."""
     document, headings = [], False
     for line in lines:
         line = line.strip()
@@ -305,8 +305,8 @@ def hold_out(corpus):
         n_documents += 1
         n_paragraphs += len(document)
     if n_paragraphs < 2:
-        raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to hold some out for validation; "
-                         "give --val_data")
+        raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to hold some out for "
+                         "validation; give --val_data")
     if n_documents >= 20:
         return {"train": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 != 19),
                 "val": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 == 19)}
@@ -546,12 +546,12 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     """BERT's masking (Devlin et al. 2018, section 3.1) of k tokens in every row.
 
     ids (B, T), not changed; streams: B random generators. Of the chosen tokens 80 % become [MASK], 10 % a
-    random token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens; "word"
-    whole words; "ngram" spans of one to three words, n of them with a probability in proportion to 1/n (ALBERT,
-    section 4.1).
+    random token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens,
+    "word" whole words, "ngram" spans of one to three words, of n with a probability in proportion to 1/n
+    (ALBERT, section 4.1).
 
-    Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and -100
-    where a row has fewer tokens to choose or the next word would be too long.
+    Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and
+    -100 where a row has fewer tokens to choose or the next word would be too long.
     """
     B, T = ids.shape
     special = np.isin(ids, tokenizer.special_ids)

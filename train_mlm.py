@@ -36,64 +36,67 @@ SENTENCE_TASK = {"bert": "nsp", "roberta": None, "albert": "sop"}
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 DEFAULTS = {
     "cpu": dict(preset={"bert": "bert-mini", "roberta": "roberta-tiny", "albert": "albert-tiny"},
-                batch_size=32, lr=1e-3, max_minutes=4.0, eval_interval=250, save_interval=250, log_interval=20),
+                batch_size=32, lr=1e-3, max_minutes=4.0,
+                eval_interval=250, save_interval=250, log_interval=20),
     "cuda": dict(preset={"bert": "bert-10m", "roberta": "roberta-18m", "albert": "albert-8m"},
-                 batch_size=256, lr=1e-3, max_minutes=10.0, eval_interval=1000, save_interval=1000, log_interval=50),
+                 batch_size=256, lr=1e-3, max_minutes=10.0,
+                 eval_interval=1000, save_interval=1000, log_interval=50),
 }
 EVAL_SEED = 0  # validation masks are the same in every run
 
 # dense bfloat16 peak in FLOP/s, from the data sheets
-PEAK = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "L4": 121e12,
-        "4090": 165e12, "3090": 71e12}
+PEAK = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12,
+        "L4": 121e12, "4090": 165e12, "3090": 71e12}
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
     # model
-    p.add_argument("--model", default="roberta", choices=SENTENCE_TASK)
-    p.add_argument("--preset", help="a size from PRESETS in the model file; default: one that fits the device")
-    p.add_argument("--init_from", default="scratch", help="scratch, resume (out_dir), or a checkpoint directory or hub name")
-    p.add_argument("--dropout", type=float, help="hidden and attention dropout; default: the preset's")
+    add("--model", default="roberta", choices=SENTENCE_TASK)
+    add("--preset", help="a size from PRESETS in the model file; default: one that fits the device")
+    add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
+    add("--dropout", type=float, help="default: the preset's")
     # data
-    p.add_argument("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, wikitext103, owner/name[:config]")
-    p.add_argument("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
-    p.add_argument("--text_field", default="text", help="of .jsonl, .csv, .parquet and hub data")
-    p.add_argument("--tokenizer", help="a kind to train (bpe), a directory or a hub name; default: bpe, or the checkpoint's own")
-    p.add_argument("--vocab_size", type=int, default=8192, help="of a tokenizer trained here")
-    p.add_argument("--cache_dir", default="cache", help="for token files")
+    add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
+    add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
+    add("--text_field", default="text", help="of .jsonl, .csv, .parquet and hub data")
+    add("--tokenizer", help="a kind to train (bpe), a directory or a hub name")
+    add("--vocab_size", type=int, default=8192, help="of a tokenizer trained here")
+    add("--cache_dir", default="cache", help="for token files")
     # masking
-    p.add_argument("--seq_length", type=int, default=128, help="tokens in a row, special ones included")
-    p.add_argument("--mask_prob", type=float, default=0.15, help="share of the tokens to predict, in training")
-    p.add_argument("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same masks every epoch")
-    p.add_argument("--mask_unit", default="token", choices=("token", "word", "ngram"))
+    add("--seq_length", type=int, default=128, help="tokens in a row, special ones included")
+    add("--mask_prob", type=float, default=0.15, help="share of the tokens to predict, in training")
+    add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
+    add("--mask_unit", default="token", choices=("token", "word", "ngram"))
     # length and rate
-    p.add_argument("--batch_size", type=int, help="rows of an optimizer step, over all processes")
-    p.add_argument("--accumulation", type=int, default=1, help="micro-batches that a process makes of its share of them")
-    p.add_argument("--max_steps", type=int, help="length of the run, in optimizer steps")
-    p.add_argument("--epochs", type=float, help="or in passes over the data")
-    p.add_argument("--max_minutes", type=float, help="or in minutes of training, with the schedule fitted to them")
-    p.add_argument("--lr", type=float, help="peak learning rate")
-    p.add_argument("--schedule", default="linear", choices=("linear", "cosine", "constant"), help="constant: down in the last fifth")
-    p.add_argument("--warmup", type=float, default=0.06, help="share of the run")
-    p.add_argument("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
-    p.add_argument("--beta1", type=float, default=0.9)
-    p.add_argument("--beta2", type=float, default=0.98)
-    p.add_argument("--eps", type=float, default=1e-6)
-    p.add_argument("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
+    add("--batch_size", type=int, help="rows of an optimizer step, over all processes")
+    add("--accumulation", type=int, default=1, help="micro-batches a process makes of its share of them")
+    add("--max_steps", type=int, help="length of the run, in optimizer steps")
+    add("--epochs", type=float, help="or in passes over the data")
+    add("--max_minutes", type=float, help="or in minutes of training, with the schedule fitted to them")
+    add("--lr", type=float, help="peak learning rate")
+    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help="of --lr")
+    add("--warmup", type=float, default=0.06, help="share of the run")
+    add("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
+    add("--beta1", type=float, default=0.9)
+    add("--beta2", type=float, default=0.98)
+    add("--eps", type=float, default=1e-6)
+    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
     # machine
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 if the device is faster in it")
-    p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
-    p.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    add("--seed", type=int, default=0)
+    add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is faster")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
+    add("--threads", type=int, help="CPU threads; default: all cores")
     # output
-    p.add_argument("--out_dir", help="default: out/MODEL")
-    p.add_argument("--overwrite", action="store_true", help="replace the run in out_dir")
-    p.add_argument("--log_interval", type=int, help="steps")
-    p.add_argument("--eval_interval", type=int, help="steps")
-    p.add_argument("--save_interval", type=int, help="steps")
-    p.add_argument("--eval_rows", type=int, default=1024, help="validation rows, evenly spaced; 0: all")
-    p.add_argument("--dry_run", action="store_true", help="set up, time three steps, write no checkpoint")
+    add("--out_dir", help="default: out/MODEL")
+    add("--overwrite", action="store_true", help="replace the run in out_dir")
+    add("--log_interval", type=int, help="steps")
+    add("--eval_interval", type=int, help="steps")
+    add("--save_interval", type=int, help="steps")
+    add("--eval_rows", type=int, default=1024, help="validation rows, evenly spaced; 0: all")
+    add("--dry_run", action="store_true", help="set up, take three steps, write no checkpoint")
     return p
 
 # -----------------------------------------------------------------------------
@@ -102,7 +105,8 @@ def parser():
 LENGTHS = ("max_steps", "epochs", "max_minutes")
 
 def parse_arguments(argv):
-    """-> args, state of the run to resume or None. Flags go before what that run had, then the device's defaults."""
+    """-> args, and the state of the run to resume or None. What is not on the command line comes from that
+    run, or from the defaults of the device."""
     p = parser()
     args, state = p.parse_args(argv), None
     if args.init_from == "resume":
@@ -114,7 +118,7 @@ def parse_arguments(argv):
             vars(args).update({name: before[name] for name in LENGTHS})
         for name in ("model", "preset"):
             if getattr(args, name) != before[name]:
-                raise ValueError(f"{args.out_dir} holds a run of {before[name]}, not of {getattr(args, name)}")
+                raise ValueError(f"{args.out_dir} holds a run of {before[name]}, not {getattr(args, name)}")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = args.device.split(":")[0]
     if kind not in DEFAULTS or (kind == "cuda" and not torch.cuda.is_available()):
@@ -135,8 +139,8 @@ def parse_arguments(argv):
     if state is None and not args.overwrite and not args.dry_run:
         for name in ("config.json", "log.jsonl", "resume.pt"):
             if os.path.exists(os.path.join(args.out_dir, name)):
-                raise ValueError(f"{args.out_dir} holds a run already: go on with it by --init_from resume, choose "
-                                 "another --out_dir, or replace it by --overwrite")
+                raise ValueError(f"{args.out_dir} holds a run already: go on with it by --init_from resume, "
+                                 "choose another --out_dir, or replace it by --overwrite")
     return args, state
 
 
@@ -151,7 +155,7 @@ def load_state(out_dir):
 
 
 def open_data(args, rank, world):
-    """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process prepares, the others wait for it."""
+    """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process prepares, the others wait."""
     name = args.tokenizer or (args.init_from if args.init_from not in ("scratch", "resume") else "bpe")
     tokenizer = name if name in tokenizers.KINDS else tokenizers.load(name)
     folder = [None]
@@ -165,7 +169,7 @@ def open_data(args, rank, world):
 
 
 def build_model(args, tokenizer, state):
-    """The model, on the CPU, in train mode. Every rank and every run with this seed starts from the same weights."""
+    """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
     module = importlib.import_module(args.model)
     dropout = {} if args.dropout is None else {
         field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
@@ -179,10 +183,12 @@ def build_model(args, tokenizer, state):
     else:
         model = module.ForPreTraining.from_pretrained(args.init_from, **dropout)
     if model.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size:,} ids and the model {model.config.vocab_size:,}")
-    positions = model.config.max_position_embeddings - (model.config.pad_token_id + 1) * (args.model == "roberta")
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
+    positions = model.config.max_position_embeddings
+    if args.model == "roberta":  # its positions begin after that of the padding
+        positions -= model.config.pad_token_id + 1
     if args.seq_length > positions:
-        raise ValueError(f"--seq_length {args.seq_length} is more than the {positions} positions of {args.preset}")
+        raise ValueError(f"--seq_length {args.seq_length} is more than the model's {positions} positions")
     if state:
         model.load_state_dict(state["model"])
     return model.train()
@@ -241,7 +247,7 @@ class Stop(Exception):
 
 
 def weigh(parts, per_target, per_row):
-    """What ForPreTraining returns -> [MLM loss, masked accuracy, sentence loss, sentence accuracy], weighted."""
+    """The parts of a loss, weighted: [MLM loss, masked accuracy, sentence loss, sentence accuracy]."""
     zero = torch.zeros((), device=parts["mlm_loss"].device)
     return torch.stack([parts["mlm_loss"].float() * per_target, parts["mlm_accuracy"] * per_target,
                         parts.get("sentence_loss", zero).float() * per_row,
@@ -257,7 +263,7 @@ def to_device(batch, device):
 
 @torch.no_grad()
 def evaluate(model, batches, amp, device, rank, world):
-    """-> [loss, masked accuracy, sentence loss, sentence accuracy], means over all the targets of the batches."""
+    """-> [MLM loss, masked accuracy, sentence loss, sentence accuracy], means over all targets."""
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches[rank::world]:
@@ -286,16 +292,17 @@ def show_fills(model, rows, tokenizer, device):
                   tokenizer.decode(ids[0, position + 1:position + 9].tolist())]
         ids[0, position] = tokenizer.mask_id
         types = {"token_type_ids": torch.from_numpy(batch["token_type_ids"]).to(device)} if rows.task else {}
-        logits, _ = model(torch.from_numpy(ids).to(device), torch.tensor([[position]], device=device), **types)
+        logits, _ = model(torch.from_numpy(ids).to(device), torch.tensor([[position]]).to(device), **types)
         p, best = logits[0, 0].float().softmax(-1).topk(3)
         guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in zip(p.tolist(), best.tolist()))
-        print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{tokenizer.decode([truth]).strip()}]"
-              f"{around[1]}...\n         {guesses}")
+        word = tokenizer.decode([truth]).strip()
+        print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{word}]{around[1]}...")
+        print(f"         {guesses}")
     model.train()
 
 
 def save_state(file, state):
-    """All that resuming needs, in one file, so that no moment exists in which parts of two steps lie there."""
+    """All that resuming needs in one file, so that at no moment parts of two steps lie there."""
     torch.save(state, file + ".tmp")
     with open(file + ".tmp", "rb+") as f:
         os.fsync(f.fileno())
@@ -306,18 +313,18 @@ def train(args, state, device, rank, world):
     # data and model
     splits, tokenizer, folder = open_data(args, rank, world)
     if state and state["tokenizer"] != tokenizer.hash():
-        raise ValueError(f"{args.out_dir} was trained with another tokenizer or on other text than is given now")
+        raise ValueError(f"{args.out_dir} was trained with another tokenizer, or on other text, than now")
     model = build_model(args, tokenizer, state)
     if args.batch_size % (args.accumulation * world):
-        raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} micro-batches "
-                         f"on each of {world} processes")
+        raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
+                         f"micro-batches on each of {world} processes")
     micro = args.batch_size // (args.accumulation * world)  # rows of one forward pass
     task = SENTENCE_TASK[args.model]
     rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
     val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
     if len(rows) < args.batch_size:
-        raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch of "
-                         f"{args.batch_size}")
+        raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
+                         f"of {args.batch_size}")
     chosen = np.arange(len(val_rows))
     if 0 < args.eval_rows < len(val_rows):
         chosen = np.linspace(0, len(val_rows) - 1, args.eval_rows).astype(int)
@@ -328,12 +335,13 @@ def train(args, state, device, rank, world):
     args.dtype = args.dtype or pick_dtype(device)
     args.compile = device.type == "cuda" if args.compile is None else args.compile
     if args.epochs:
-        args.max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
+        epoch_steps = len(splits["train"].tokens) / rows.width / args.batch_size
+        args.max_steps = max(1, round(args.epochs * epoch_steps))
     max_steps = args.max_steps
     n_parameters = sum(p.numel() for p in model.parameters())
     needed, free = 20 * n_parameters, shutil.disk_usage(nearest_directory(args.out_dir)).free
-    if needed > free:  # a checkpoint: the weights twice, and the optimizer's two averages, with room for a second
-        raise OSError(f"{args.out_dir}: a checkpoint needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+    if needed > free:  # weights twice, the optimizer's two averages, and one file twice while it is written
+        raise OSError(f"{args.out_dir}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} are free")
     model.to(device)
     optimizer = make_optimizer(model, args)
     step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
@@ -368,24 +376,26 @@ def train(args, state, device, rank, world):
     def save():
         if writes:
             save_state(os.path.join(args.out_dir, "resume.pt"), {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "smoothed": smoothed,
-                "elapsed": before + time.time() - start, "args": vars(args), "tokenizer": tokenizer.hash()})
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "elapsed": before + time.time() - start, "smoothed": smoothed, "args": vars(args),
+                "tokenizer": tokenizer.hash()})
             model.save_pretrained(args.out_dir)
 
     say = print if rank == 0 else lambda *a, **k: None
     origin = args.preset if args.init_from in ("scratch", "resume") else args.init_from
     say(f"{args.model} {origin}: {n_parameters / 1e6:.1f} M parameters, {tokenizer.vocab_size:,} token ids")
-    say(f"{' '.join(args.data)}: {len(splits['train'].tokens):,} training tokens, {len(splits['val'].tokens):,} for "
-        f"validation ({folder})")
-    say(f"{device}, {args.dtype}{', compiled' if args.compile else ''}, {torch.get_num_threads()} threads, {world} "
-        f"process{'es' * (world > 1)}; steps of {args.batch_size} rows of {args.seq_length} tokens, {len(rows):,} rows "
-        f"an epoch; {f'{max_steps:,} steps' if max_steps else f'{args.max_minutes:g} minutes'}")
+    say(f"{' '.join(args.data)}: {len(splits['train'].tokens):,} training tokens, "
+        f"{len(splits['val'].tokens):,} for validation, in {folder}")
+    say(f"{device}, {args.dtype}{', compiled' if args.compile else ''}, {torch.get_num_threads()} threads"
+        + (f", {world} processes" if world > 1 else ""))
+    length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
+    say(f"{length}; steps of {args.batch_size} rows of {args.seq_length} tokens, {len(rows):,} rows an epoch")
     say(f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss below it.")
     if state:
         say(f"resuming {args.out_dir} at step {step:,}")
     else:
-        log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world, torch=torch.__version__,
-            numpy=np.__version__, python=sys.version.split()[0], tokenizer_hash=tokenizer.hash())
+        log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world,
+            torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
 
     # The first signal lets the step end and saves; the second one ends the process.
     caught = []
@@ -397,15 +407,16 @@ def train(args, state, device, rank, world):
 
     masked = max(1, round(args.mask_prob * rows.width))
     flops = flops_per_token(model.config, args.seq_length, masked)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((peak for name, peak in PEAK.items() if name in gpu), None) if args.dtype == "bfloat16" else None
+    peak = None  # for MFU, on the GPUs of the table
+    if device.type == "cuda" and args.dtype == "bfloat16":
+        peak = next((PEAK[name] for name in PEAK if name in torch.cuda.get_device_name(device)), None)
     if args.dry_run:
         max_steps = step + 3
 
     def read_batches(step):
         """The micro-batches of this process for a step."""
         first = step * args.batch_size + rank * micro * args.accumulation
-        return [rows.batch(np.arange(first + i * micro, first + (i + 1) * micro), args.mask_prob, args.mask_unit)
+        return [rows.batch(np.arange(first, first + micro) + i * micro, args.mask_prob, args.mask_unit)
                 for i in range(args.accumulation)]
 
     start = shown_at = time.time()
@@ -436,8 +447,8 @@ def train(args, state, device, rank, world):
             with parallel.no_sync() if world > 1 and i < len(batches) - 1 else nullcontext():
                 with amp():
                     _, parts = parallel(**to_device(batch, device))
-                # A sum over the targets, divided once by their number in the whole step, whatever the micro-batches
-                # and processes. DDP will take a mean over the processes, hence the factor world.
+                # A sum over the targets, divided once by their number in the whole step, whatever the
+                # micro-batches and processes. DDP takes a mean over the processes, hence the factor world.
                 weighed = weigh(parts, targets[i] * world / all_targets, micro * world / args.batch_size)
                 (weighed[0] + weighed[2]).backward()
                 sums += weighed.detach()
@@ -447,8 +458,9 @@ def train(args, state, device, rank, world):
         step += 1
         history.append(torch.cat([sums, norm.detach().reshape(1)]))
 
-        due = [step % interval == 0 for interval in (args.log_interval, args.eval_interval, args.save_interval)]
-        if not (any(due) or step == 1 or step == max_steps):
+        log_due = step % args.log_interval == 0 or step == 1 or step == max_steps
+        eval_due, save_due = step % args.eval_interval == 0, step % args.save_interval == 0
+        if not (log_due or eval_due or save_due):
             continue
         history = torch.stack(history)
         if world > 1:
@@ -456,36 +468,36 @@ def train(args, state, device, rank, world):
             history /= world
         for back, values in enumerate(reversed(history.tolist())):
             if not all(map(math.isfinite, values)):
-                raise Stop(f"the loss or its gradient is not finite at step {step - back}. {args.out_dir} keeps what "
-                           f"was saved at step {saved_step}. Try a lower --lr or a longer --warmup.", 2)
+                raise Stop(f"the loss or its gradient is not finite at step {step - back}; {args.out_dir} "
+                           f"keeps what was saved at step {saved_step}; try a lower --lr", 2)
         loss, accuracy, sentence_loss, sentence_accuracy, norm = history[-1].tolist()
         mean = history[:, 0].mean().item()
         history = []
         now = time.time()
         elapsed, speed = before + now - start, tokens_between(shown_step, step, args) / (now - shown_at)
-        if due[0] or step == 1 or step == max_steps:
+        if log_due:
             smoothed = mean if smoothed is None else 0.7 * smoothed + 0.3 * mean
             left = (max_steps - step) * (now - shown_at) / (step - shown_step) if max_steps else (
                 60 * args.max_minutes - elapsed)
             mfu = f" mfu {100 * flops * speed / world / peak:.1f}%" if peak else ""
             sentence = f" {task} {sentence_accuracy:.2f}" if task else ""
-            say(f"step {step:6,} | {tokens_between(0, step, args) / 1e6:6.2f} M tokens | loss {smoothed:.3f} | masked acc "
+            tokens = tokens_between(0, step, args)
+            say(f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {smoothed:.3f} | masked acc "
                 f"{accuracy:.3f}{sentence} | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s{mfu} | "
                 f"{clock(left)} left", flush=True)
-            line = {"step": step, "tokens": tokens_between(0, step, args), "loss": loss, "masked_accuracy": accuracy}
-            if task:
-                line |= {"sentence_loss": sentence_loss, "sentence_accuracy": sentence_accuracy}
-            log(**line, lr=lr, grad_norm=norm, tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
+            log(step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy,
+                **({"sentence_loss": sentence_loss, "sentence_accuracy": sentence_accuracy} if task else {}),
+                lr=lr, grad_norm=norm, tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
             shown_at, shown_step = time.time(), step
-        if due[1] and step != max_steps:
+        if eval_due and step != max_steps:
             loss, accuracy, _, sentence_accuracy = evaluate(model, val_batches, amp, device, rank, world)
             sentence = f", {task} accuracy {sentence_accuracy:.3f}" if task else ""
-            say(f"step {step:6,} | validation loss {loss:.3f} ({loss - unigram:+.3f} from the unigram line), masked "
-                f"accuracy {accuracy:.3f}{sentence}", flush=True)
+            say(f"step {step:6,} | validation loss {loss:.3f} ({loss - unigram:+.3f} from the unigram line), "
+                f"masked accuracy {accuracy:.3f}{sentence}", flush=True)
             log(step=step, val_loss=loss, val_masked_accuracy=accuracy,
                 **({"val_sentence_accuracy": sentence_accuracy} if task else {}))
             shown_at, shown_step = time.time(), step
-        if due[2]:
+        if save_due:
             save()
             saved_step = step
             shown_at, shown_step = time.time(), step
@@ -505,7 +517,8 @@ def train(args, state, device, rank, world):
     log(final=True, step=step, val_loss=loss, perplexity=math.exp(loss), masked_accuracy=accuracy, **sentence,
         nats_per_byte=nats_per_byte, tokens=tokens, elapsed_s=round(elapsed, 1))
     say(f"\nfinal, after {step:,} steps, {tokens / 1e6:.2f} M tokens and {clock(elapsed)}:")
-    say(f"  validation loss {loss:.3f} nats a masked token, {unigram - loss:.3f} under the unigram line of {unigram:.3f}")
+    say(f"  validation loss {loss:.3f} nats a masked token, {unigram - loss:.3f} under the unigram line of "
+        f"{unigram:.3f}")
     say(f"  perplexity {math.exp(loss):.2f}, masked accuracy {accuracy:.3f}, {nats_per_byte:.3f} nats a byte"
         + (f", {task} accuracy {sentence_accuracy:.3f}" if task else ""))
     if rank == 0:
@@ -534,10 +547,11 @@ def nearest_directory(path):
 def keep_lines(log_file, step):
     """Drop what was logged after the step that is resumed, and the closing line."""
     with open(log_file, encoding="utf-8") as f:
-        lines = f.readlines()
-    kept = [line for line in lines if json.loads(line).get("step", 0) <= step and "final" not in json.loads(line)]
+        lines = [json.loads(line) for line in f if line.endswith("\n")]  # a killed process leaves half a line
     with open(log_file + ".tmp", "w", encoding="utf-8") as f:
-        f.writelines(kept)
+        for line in lines:
+            if line.get("step", 0) <= step and "final" not in line:
+                f.write(json.dumps(line) + "\n")
     os.replace(log_file + ".tmp", log_file)
 
 

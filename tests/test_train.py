@@ -297,7 +297,7 @@ def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys):
     capsys.readouterr()
     assert "holds a run already" in refused(flags(tmp_path), capsys)
     resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
-    assert "holds a run of roberta, not of bert" in refused([*resume, "--model", "bert"], capsys)
+    assert "holds a run of roberta, not bert" in refused([*resume, "--model", "bert"], capsys)
     assert "another tokenizer" in refused([*resume, "--vocab_size", "500"], capsys)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     out = tmp_path / "out"
     assert "model_type is 'roberta'" in refused(flags(out, "bert", "--init_from", tmp_path / "a"), capsys)
     more = ["--init_from", tmp_path / "a", "--tokenizer", "bpe", "--vocab_size", "700"]
-    assert "the tokenizer has 700 ids and the model 600" in refused(flags(out, "roberta", *more), capsys)
+    assert "the tokenizer has 700 ids, the model 600" in refused(flags(out, "roberta", *more), capsys)
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
     assert "resume.pt is damaged" in refused(["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     assert not out.exists()

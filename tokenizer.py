@@ -1,40 +1,56 @@
 """
-Tokenizers: text to ids and back. Trained here or read from the published files; saved as those files.
+Tokenizers: text to ids and back. Trained here or read from the published files; saved as files that
+transformers.AutoTokenizer opens.
 
     tokenizer = load("out/roberta")            # a directory, or a name on the Hugging Face hub
     tokenizer = train("bpe", texts, 8192)      # on any iterable of strings
     tokenizer.encode("Hello world!")           # plain text; no special tokens are added
     tokenizer.encode("It is <mask>.", specials=True)
 
-ByteLevelBPE is GPT-2's (Radford et al. 2019, section 2.2) and RoBERTa's. Every string can be encoded and
-decode(encode(text)) == text: its smallest tokens are the 256 bytes. tiktoken applies the merges.
+"bpe"        ByteLevelBPE, of GPT-2 (Radford et al. 2019, section 2.2) and RoBERTa. Loses nothing:
+             decode(encode(text)) == text, for its smallest tokens are the 256 bytes. tiktoken runs the merges.
+"wordpiece"  WordPiece, of BERT (Devlin et al. 2018): longest match from the left, within words.
+"unigram"    Unigram, of ALBERT (Lan et al. 2019): the most likely pieces of each word (Kudo 2018).
 """
 
+import base64
 import hashlib
 import heapq
 import json
 import os
 import re
+import struct
+import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import regex  # comes with tiktoken; the standard library's re has no \p{L}
+
+# White space as Unicode and Rust define it; Python's str.isspace() adds four control characters.
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a" \
+         "\u2028\u2029\u202f\u205f\u3000"
 
 
 class Tokenizer:
-    """The interface that the kinds share; each adds _encode, decode, save, from_directory and train.
+    """The interface that the kinds share; each adds _encode, _spans, decode, save, _read, train and settings.
 
     tokens[id] is a token as the published files spell it; vocab_size = len(tokens). pad_id, unk_id, cls_id,
     sep_id and mask_id are None where the vocabulary has no such token. starts_word[id] tells whether a token
     begins a word, for whole-word masking.
     """
 
+    mask_eats_space = False  # whether the mask, written in a text, includes the space before it
+
     def __init__(self, tokens, special_tokens):
         """special_tokens: {"pad": "<pad>", ...}, of which those in the vocabulary count."""
         self.tokens, self.vocab_size = tokens, len(tokens)
         self.ids = {token: i for i, token in enumerate(tokens)}
+        if not tokens:
+            raise ValueError("the vocabulary is empty")
         if len(self.ids) != len(tokens):
-            raise ValueError(f"the vocabulary has {len(tokens) - len(self.ids)} tokens twice")
+            twice = next(token for token, count in Counter(tokens).items() if count > 1)
+            raise ValueError(f"the vocabulary has {len(tokens) - len(self.ids)} tokens twice, such as {twice!r}")
         self.special_tokens = {role: token for role, token in special_tokens.items() if token in self.ids}
         for role in ("pad", "unk", "cls", "sep", "mask"):
             setattr(self, role + "_id", self.ids.get(self.special_tokens.get(role)))
@@ -55,22 +71,30 @@ class Tokenizer:
                 ids.append(self.ids[piece])
             elif piece:
                 before_mask = i + 1 < len(pieces) and pieces[i + 1] == mask
-                ids += self._encode(piece.rstrip() if before_mask and self.mask_eats_space else piece).tolist()
+                piece = piece.rstrip(SPACES) if before_mask and self.mask_eats_space else piece
+                ids += self._encode(piece).tolist()
         return ids
 
-    mask_eats_space = True  # the published <mask> includes the space before it
-
     def encode_batch(self, texts):
-        """Sequence of str -> list of id arrays, on all cores; plain text only."""
-        texts = list(map(without_surrogates, texts))
-        size = max(1, len(texts) // (4 * (os.cpu_count() or 1)) + 1)
-        chunks = [texts[i:i + size] for i in range(0, len(texts), size)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [ids for chunk in pool.map(lambda chunk: list(map(self._encode, chunk)), chunks) for ids in chunk]
+        """Sequence of str -> list of id arrays (int32); plain text only."""
+        return [self._encode(without_surrogates(text)) for text in texts]
+
+    def encode_with_offsets(self, text):
+        """str -> ids, and for each the (start, end) of the characters it stands for; plain text only."""
+        spans = list(self._spans(without_surrogates(text)))
+        return [i for i, _, _ in spans], [(start, end) for _, start, end in spans]
 
     def hash(self):
-        """Names the vocabulary and its order; two tokenizers with one hash give the same ids."""
-        return hashlib.sha256(json.dumps([type(self).__name__, self.tokens]).encode()).hexdigest()[:16]
+        """Names everything that decides about ids; two tokenizers with one hash give the same ids."""
+        return hashlib.sha256(json.dumps([type(self).__name__, self.tokens, self.settings()]).encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_directory(cls, path):
+        """Reads the published files. ValueError in one line where they are damaged."""
+        try:
+            return cls._read(path)
+        except ValueError as error:
+            raise ValueError(f"{path} has no sound {cls.__name__} files: {error}") from error
 
 
 def without_surrogates(text):
@@ -95,6 +119,8 @@ BYTE_OF = {character: b for b, character in SPELLING.items()}
 
 
 class ByteLevelBPE(Tokenizer):
+    mask_eats_space = True
+
     def __init__(self, tokens, merges):
         """tokens: all, by id. merges: the learned tokens, as bytes, in the order they were learned."""
         super().__init__(tokens, {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>",
@@ -105,7 +131,7 @@ class ByteLevelBPE(Tokenizer):
         self.encoding = tiktoken.Encoding("bpe", pat_str=WORDS, special_tokens={},
                                           mergeable_ranks={token: rank for rank, token in enumerate(ranked)})
         try:  # tiktoken speaks in ranks; RoBERTa's ids, for one, are a permutation of GPT-2's ranks
-            self.id_of_rank = np.array([self.ids[spell(token)] for token in ranked])
+            self.id_of_rank = np.array([self.ids[spell(token)] for token in ranked], np.int32)
         except KeyError as error:
             raise ValueError(f"the merges make {error}, which is not in the vocabulary") from error
         self.bytes_of_id = [token.encode() if token in self.special_tokens.values() else unspell(token)
@@ -115,7 +141,32 @@ class ByteLevelBPE(Tokenizer):
     def _encode(self, text):
         return self.id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
 
+    def encode_batch(self, texts):
+        """On all cores: tiktoken lets go of the interpreter while it works."""
+        texts = list(map(without_surrogates, texts))
+        size = max(1, len(texts) // (4 * (os.cpu_count() or 1)) + 1)
+        chunks = [texts[i:i + size] for i in range(0, len(texts), size)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [ids for chunk in pool.map(lambda chunk: list(map(self._encode, chunk)), chunks) for ids in chunk]
+
+    def _spans(self, text):
+        """Spaces at the ends of a token are not part of its span. A token that is a part of a character has
+        the span of the whole character."""
+        first_bytes = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+        character = (np.cumsum(first_bytes) - 1).tolist()  # of each byte
+        at = 0
+        for i in self._encode(text).tolist():
+            token = self.bytes_of_id[i]
+            start, end = character[at], character[at + len(token) - 1] + 1
+            at += len(token)
+            start = min(start + len(token) - len(token.lstrip(b" ")), end)
+            yield i, start, max(end - (len(token) - len(token.rstrip(b" "))), start)
+
+    def settings(self):
+        return [spell(token) for token in self.merges]
+
     def decode(self, ids):
+        """Bytes that are not UTF-8, as half a character is, become U+FFFD."""
         return b"".join(self.bytes_of_id[i] for i in ids).decode("utf-8", "replace")
 
     def save(self, path):
@@ -141,47 +192,55 @@ class ByteLevelBPE(Tokenizer):
             rank[token] = len(rank)
 
     @classmethod
-    def from_directory(cls, path):
-        """RoBERTa's vocab.json and merges.txt, or GPT-2's encoder.json and vocab.bpe."""
-        names = ("vocab.json", "merges.txt")
-        if not os.path.exists(os.path.join(path, names[0])):
-            names = ("encoder.json", "vocab.bpe")
-        vocabulary = read_json(os.path.join(path, names[0]))
-        tokens = sorted(vocabulary, key=vocabulary.get)
-        if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
-            raise ValueError(f"{path}/{names[0]}: the ids are not 0 to {len(tokens) - 1}")
-        with open(os.path.join(path, names[1]), encoding="utf-8") as f:
-            lines = f.read().split("\n")
-        merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    def _read(cls, path):
+        """RoBERTa's vocab.json and merges.txt, GPT-2's encoder.json and vocab.bpe, or a tokenizer.json."""
+        for vocabulary_file, merges_file in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+            if os.path.exists(os.path.join(path, vocabulary_file)):
+                vocabulary = read_json(os.path.join(path, vocabulary_file))
+                lines = read_text(os.path.join(path, merges_file)).split("\n")
+                merges = [line for line in lines if line and not line.startswith("#version")]
+                break
+        else:
+            published = read_json(os.path.join(path, "tokenizer.json"))
+            model = member(published, "model", dict)
+            if '"ByteLevel"' not in json.dumps(published.get("pre_tokenizer")) or published.get("normalizer"):
+                raise ValueError("tokenizer.json is of a BPE that is not byte-level")
+            vocabulary, merges = member(model, "vocab", dict), member(model, "merges", list)
+            vocabulary |= {token["content"]: token["id"] for token in published.get("added_tokens", [])}
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        bad = next((pair for pair in pairs if len(pair) != 2), None)
+        if bad:
+            raise ValueError(f"a merge is of two tokens, not of {bad}")
         try:
-            return cls(tokens, [unspell("".join(pair)) for pair in merges])
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path}: {names[0]} and {names[1]} do not fit together: {error}") from error
+            return cls(tokens_by_id(vocabulary), [unspell("".join(pair)) for pair in pairs])
+        except KeyError as error:
+            raise ValueError(f"{error} is not a byte of a byte-level vocabulary") from error
 
     @classmethod
     def train(cls, texts, vocab_size):
         """texts: iterable of str. vocab_size counts the bytes and RoBERTa's five special tokens."""
         if vocab_size < 256 + 5:
             raise ValueError(f"a vocabulary of {vocab_size} has no room for 256 bytes and 5 special tokens")
-        import regex  # comes with tiktoken; the standard library's re has no \p{L}
-        words, find = Counter(), regex.compile(WORDS).findall
+        counts, find = Counter(), regex.compile(WORDS).findall
         for text in texts:
-            words.update(find(without_surrogates(text)))
-        merges = learn_merges(words, vocab_size - 256 - 5)
-        tokens = [spell(bytes([b])) for b in BYTES] + [spell(token) for token in merges]
+            counts.update(find(without_surrogates(text)))
+        order = {b: i for i, b in enumerate(BYTES)}
+        words = [[order[b] for b in word.encode()] for word in counts]
+        symbols = [bytes([b]) for b in BYTES]
+        merges = learn_merges(words, list(counts.values()), symbols, vocab_size - 256 - 5)
+        tokens = [spell(token) for token in symbols + merges]
         return cls(["<s>", "<pad>", "</s>", "<unk>", *tokens, "<mask>"], merges)
 
 
-def learn_merges(words, number):
-    """{word: count} -> the `number` most frequent merges, one after the other (Sennrich et al. 2016, algorithm 1).
+def learn_merges(words, counts, symbols, number, prefix=0):
+    """The `number` most frequent merges, one after the other (Sennrich et al. 2016, algorithm 1), as new symbols.
 
+    words: lists of indices into symbols, which are bytes or str; counts: how often each word occurs.
+    prefix: how many characters of a merge's second symbol are only a mark, such as WordPiece's ##.
     Counts are kept, not recounted: a merge changes the pairs of the words it occurs in and no others. Of two
     pairs with the same count the one with the smaller symbols wins. Pairs seen once are not merged.
     """
-    order = {b: i for i, b in enumerate(BYTES)}
-    symbols = [bytes([b]) for b in BYTES]
-    counts = list(words.values())
-    words = [[order[b] for b in word.encode()] for word in words]
+    words, symbols, first = list(map(list, words)), list(symbols), len(symbols)
     pairs, where = Counter(), defaultdict(set)  # {pair: count}, {pair: words that have it, or had it}
     for w, word in enumerate(words):
         for pair in zip(word, word[1:]):
@@ -189,7 +248,7 @@ def learn_merges(words, number):
             where[pair].add(w)
     heap = [(-count, pair) for pair, count in pairs.items()]
     heapq.heapify(heap)
-    while heap and len(symbols) < 256 + number:
+    while heap and len(symbols) < first + number:
         count, pair = heapq.heappop(heap)
         if -count != pairs[pair]:  # an old entry: the count has fallen since
             if pairs[pair] > 0:
@@ -198,7 +257,7 @@ def learn_merges(words, number):
         if -count < 2:
             break
         new = len(symbols)
-        symbols.append(symbols[pair[0]] + symbols[pair[1]])
+        symbols.append(symbols[pair[0]] + symbols[pair[1]][prefix:])
         risen = set()
         for w in where.pop(pair):
             word = words[w]
@@ -216,7 +275,7 @@ def learn_merges(words, number):
                     risen.add(fresh)
         for fresh in risen:
             heapq.heappush(heap, (-pairs[fresh], fresh))
-    return symbols[256:]
+    return symbols[first:]
 
 
 def spell(token):
@@ -227,9 +286,595 @@ def unspell(text):
     return bytes(BYTE_OF[character] for character in text)
 
 # -----------------------------------------------------------------------------
+# WordPiece and unigram go by chunks: pieces of text whose tokens do not depend on what stands around them.
+# A text has far more chunks than different ones, so each is worked out once and then only looked up.
+
+class ByChunk(Tokenizer):
+    """Adds _encode and _spans to a kind that sets chunk_pattern and has pieces(chunk) -> [(id, start, end), ...]."""
+
+    def __init__(self, tokens, special_tokens):
+        super().__init__(tokens, special_tokens)
+        if self.unk_id is None:
+            raise ValueError(f"the vocabulary has no {special_tokens['unk']}")
+        self.cache = Cache(self.chunk_bytes)
+        self.letters = Cache(self.normalize_letter)
+
+    def chunk_bytes(self, chunk):
+        return np.array([i for i, _, _ in self.pieces(chunk)], np.int32).tobytes()
+
+    def _encode(self, text):
+        return np.frombuffer(bytearray().join(map(self.cache.__getitem__, self.chunk_pattern.findall(text))), np.int32)
+
+    def _spans(self, text):
+        for chunk in self.chunk_pattern.finditer(text):
+            for i, start, end in self.pieces(chunk[0]):
+                yield i, chunk.start() + start, chunk.start() + end
+
+
+class Cache(dict):
+    """Remembers what `function` gave for a string. Starts afresh when full, and forgets long strings at once."""
+
+    def __init__(self, function, limit=500_000, longest=100):
+        self.function, self.limit, self.longest = function, limit, longest
+
+    def __missing__(self, key):
+        value = self.function(key)
+        if len(key) <= self.longest:
+            if len(self) >= self.limit:
+                self.clear()
+            self[key] = value
+        return value
+
+# -----------------------------------------------------------------------------
+# WordPiece
+
+ASCII_PUNCTUATION = r"!-/:-@\[-`{-~"
+BERT_WORD = regex.compile(rf"[{ASCII_PUNCTUATION}\p{{P}}]|[^\s{ASCII_PUNCTUATION}\p{{P}}]+")
+IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
+                       "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]")  # as transformers has them
+
+
+class WordPiece(ByChunk):
+    # ASCII white space and punctuation divide words whatever stands beside them
+    chunk_pattern = re.compile(rf"[{ASCII_PUNCTUATION}]|[^ \t\n\r{ASCII_PUNCTUATION}]+")
+    ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+
+    def __init__(self, tokens, lowercase=True, strip_accents=None, split_ideographs=True):
+        """strip_accents: None is "as lowercase", as published."""
+        super().__init__(tokens, self.ROLES)
+        self.lowercase, self.split_ideographs = lowercase, split_ideographs
+        self.strip_accents = lowercase if strip_accents is None else strip_accents
+        self.longest = max(map(len, tokens))
+        self.starts_word = np.array([not token.startswith("##") for token in tokens])
+
+    def settings(self):
+        return [self.lowercase, self.strip_accents, self.split_ideographs]
+
+    def normalize_letter(self, letter):
+        """What a character becomes before the split into words: nothing, itself, or several characters."""
+        if letter in "\0\ufffd" or letter not in "\t\n\r" and regex.match(r"[\p{Cc}\p{Cf}\p{Co}]", letter):
+            return ""
+        if letter in SPACES:
+            return " "
+        if self.split_ideographs and IDEOGRAPH.match(letter):
+            return f" {letter} "
+        if self.strip_accents:
+            letter = regex.sub(r"\p{Mn}", "", unicodedata.normalize("NFD", letter))
+        return "".join(c.lower() for c in letter) if self.lowercase else letter
+
+    def words(self, chunk):
+        """-> (word, [place in the chunk of each of its characters]) for each word."""
+        letters = [self.letters[letter] for letter in chunk]
+        places = [i for i, letter in enumerate(letters) for _ in letter]
+        for word in BERT_WORD.finditer("".join(letters)):
+            yield word[0], places[word.start():word.end()]
+
+    def pieces(self, chunk):
+        pieces = []
+        for word, places in self.words(chunk):
+            matches = self.match(word)
+            pieces += [(i, places[start], places[end - 1] + 1) for i, start, end in matches]
+        return pieces
+
+    def match(self, word):
+        """The longest token that begins the word, then the longest that goes on, ...; [UNK] for the whole word
+        where there is none, or where it has more than 100 characters."""
+        pieces, start = [], 0
+        while start < len(word) <= 100:
+            for end in range(min(len(word), start + self.longest), start, -1):
+                i = self.ids.get("##" + word[start:end] if start else word[:end])
+                if i is not None:
+                    break
+            else:
+                break
+            pieces.append((i, start, end))
+            start = end
+        return pieces if start == len(word) else [(self.unk_id, 0, len(word))]
+
+    def decode(self, ids):
+        """Words with a space between them, save before . , ? and ! as transformers has it."""
+        tokens = [self.tokens[i] for i in ids]
+        spaced = [token[2:] if token.startswith("##") else token if token in (".", ",", "?", "!") else " " + token
+                  for token in tokens[1:]]
+        return "".join(tokens[:1] + spaced)
+
+    def save(self, path):
+        with open(os.path.join(path, "vocab.txt"), "w", encoding="utf-8") as f:
+            f.writelines(token + "\n" for token in self.tokens)
+        write_json(os.path.join(path, "tokenizer_config.json"),
+                   {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase,
+                    "strip_accents": self.strip_accents, "tokenize_chinese_chars": self.split_ideographs})
+
+    @classmethod
+    def _read(cls, path):
+        """vocab.txt or else tokenizer.json; what tokenizer_config.json says comes first, as in transformers."""
+        config, vocabulary_file = read_config(path), os.path.join(path, "vocab.txt")
+        if os.path.exists(vocabulary_file):
+            tokens = [line.rstrip(SPACES) for line in read_text(vocabulary_file).split("\n")]
+            tokens = tokens[:-1] if tokens[-1] == "" else tokens
+        else:
+            published = read_json(os.path.join(path, "tokenizer.json"))
+            model, normalizer = member(published, "model", dict), member(published, "normalizer", dict)
+            if normalizer.get("type") != "BertNormalizer" or model.get("continuing_subword_prefix") != "##":
+                raise ValueError("tokenizer.json is of a WordPiece that is not BERT's")
+            config = {"do_lower_case": normalizer.get("lowercase", True),
+                      "strip_accents": normalizer.get("strip_accents"),
+                      "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True), **config}
+            tokens = tokens_by_id(member(model, "vocab", dict))
+        return cls(tokens, config.get("do_lower_case", True), config.get("strip_accents"),
+                   config.get("tokenize_chinese_chars", True))
+
+    @classmethod
+    def train(cls, texts, vocab_size, lowercase=True):
+        """texts: iterable of str. Merges as in BPE, of characters that after a word's first are marked with ##
+        (so does Hugging Face's trainer; Google's is not published). At most 1,000 different characters count."""
+        specials = list(cls.ROLES.values())
+        counts, blank = Counter(), cls(specials, lowercase)
+        for chunk, count in count_chunks(texts, cls.chunk_pattern).items():
+            for word, _ in blank.words(chunk):
+                counts[word] += count
+        letters = Counter()
+        for word, count in counts.items():
+            for letter in word:
+                letters[letter] += count
+        common = {letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:1000]}
+        words = [[word[0]] + ["##" + letter for letter in word[1:]] for word in counts]
+        words = [[symbol for symbol in word if symbol[-1] in common] for word in words]
+        symbols = sorted(common) + sorted({symbol for word in words for symbol in word} - common)
+        room = vocab_size - len(specials) - len(symbols)
+        if room < 0:
+            raise ValueError(f"a vocabulary of {vocab_size} has no room for {vocab_size - room} characters and specials")
+        index = {symbol: i for i, symbol in enumerate(symbols)}
+        words = [[index[symbol] for symbol in word] for word in words]
+        merges = learn_merges(words, list(counts.values()), symbols, room, prefix=2)
+        return cls(specials + symbols + merges, lowercase)
+
+
+def count_chunks(texts, pattern):
+    counts = Counter()
+    for text in texts:
+        counts.update(pattern.findall(without_surrogates(text)))
+    return counts
+
+# -----------------------------------------------------------------------------
+# Unigram
+
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # SentencePiece's types of pieces; 1 is normal
+
+
+class Unigram(ByChunk):
+    ROLES = {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+
+    def __init__(self, tokens, scores, lowercase=True, keep_accents=False, charsmap=b"", symbols=()):
+        """scores: the logarithms of the tokens' probabilities. charsmap: SentencePiece's precompiled table of
+        character replacements. symbols: tokens that divide the text before anything else is done to it."""
+        super().__init__(tokens, self.ROLES)
+        self.scores, self.lowercase, self.keep_accents = scores, lowercase, keep_accents
+        self.charsmap, self.symbols = charsmap, sorted(symbols, key=len, reverse=True)
+        self.replacement = Cache(Charsmap(charsmap).__getitem__ if charsmap else lambda letters: None)
+        self.unreplaced = {c for c in map(chr, range(128)) if self.replacement[c] is None}
+        self.chunk_pattern = re.compile(r"[^ \t\n\r]+")
+        if symbols:  # they divide words as white space does, whatever stands beside them
+            divided, first = "|".join(map(re.escape, self.symbols)), "".join(re.escape(s[0]) for s in self.symbols)
+            self.chunk_pattern = re.compile(rf"{divided}|(?:[^ \t\n\r{first}]+|(?!{divided})[{first}])+")
+        specials = set(self.special_tokens.values())
+        self.entries = {token: (score, i) for i, (token, score) in enumerate(zip(tokens, scores))
+                        if token not in specials}  # so that no text can be taken for a special token
+        self.longest = max(map(len, tokens))
+        self.unk_score = min(scores) - 10
+        self.starts_word = np.array([token.startswith("▁") for token in tokens])
+
+    def settings(self):
+        charsmap = hashlib.sha256(self.charsmap).hexdigest()
+        return [self.scores, self.lowercase, self.keep_accents, charsmap, self.symbols]
+
+    def normalize_letter(self, letter):
+        if not self.keep_accents:
+            letter = regex.sub(r"\p{M}", "", unicodedata.normalize("NFKD", letter))
+        return "".join(c.lower() for c in letter) if self.lowercase else letter
+
+    def normalize(self, chunk):
+        """-> text, [place in the chunk of each of its characters]. `` and '' become ", as ALBERT's data had it."""
+        letters, places = chunk, range(len(chunk))
+        if "``" in chunk or "''" in chunk:
+            letters, places = zip(*((m[0] if len(m[0]) == 1 else '"', m.end() - 1)
+                                    for m in re.finditer(r"``|''|(?s:.)", chunk)))
+        letters = [self.letters[letter] for letter in letters]
+        text, places = "".join(letters), [place for place, letter in zip(places, letters) for _ in letter]
+        if self.unreplaced.issuperset(text):
+            return text, places
+        replaced = []  # transformers looks up short clusters of characters whole, else one character at a time
+        for cluster in regex.finditer(r"\X", text):
+            whole = self.replacement[cluster[0]] if len(cluster[0].encode()) < 6 else None
+            for i, letter in enumerate(cluster[0]) if whole is None else [(0, cluster[0])]:
+                new = self.replacement[letter]
+                replaced.append((letter if new is None else new, places[cluster.start() + i]))
+        return "".join(new for new, _ in replaced), [place for new, place in replaced for _ in new]
+
+    def pieces(self, chunk):
+        if chunk in self.symbols:
+            return [(self.ids[chunk], 0, len(chunk))]
+        text, places = self.normalize(chunk)
+        pieces = []
+        for word in regex.finditer(r"\S+", text):
+            marked, at = word[0], places[word.start():word.end()]
+            if not marked.startswith("▁"):
+                marked, at = "▁" + marked, at[:1] + at
+            for part in re.finditer("▁?[^▁]+|▁", marked):
+                best = self.best_path(part[0])
+                pieces += [(i, at[part.start() + start], at[part.start() + end - 1] + 1) for i, start, end in best]
+        return pieces
+
+    def best_path(self, word):
+        """The pieces with the highest sum of scores (Viterbi). Unknown characters side by side are one <unk>."""
+        totals, via = [0.0], [None]  # for each end: the best sum up to there, and its last piece
+        for end in range(1, len(word) + 1):
+            total, last = -np.inf, None
+            for start in range(max(0, end - self.longest), end):
+                entry = self.entries.get(word[start:end])
+                if entry and (last is None or totals[start] + entry[0] > total):
+                    total, last = totals[start] + entry[0], (entry[1], start, end)
+            if not entry and totals[end - 1] + self.unk_score > total:
+                total, last = totals[end - 1] + self.unk_score, (self.unk_id, end - 1, end)
+            totals.append(total)
+            via.append(last)
+        pieces, end = [], len(word)
+        while end:
+            i, start, _ = piece = via[end]
+            if pieces and i == pieces[-1][0] == self.unk_id:
+                pieces[-1] = (i, start, pieces[-1][2])
+            else:
+                pieces.append(piece)
+            end = start
+        return pieces[::-1]
+
+    def decode(self, ids):
+        """Also in transformers no text comes back exactly: case, accents and kinds of white space are lost."""
+        tokens = [self.tokens[i] for i in ids]
+        return "".join([token.replace("▁", "") for token in tokens[:1]] + [token.replace("▁", " ") for token in tokens[1:]])
+
+    def save(self, path):
+        """As tokenizer.json, for transformers prefers it and needs no other library to read it."""
+        added = [{"id": self.ids[token], "content": token, "single_word": False, "lstrip": token == "[MASK]",
+                  "rstrip": False, "normalized": False, "special": token not in self.symbols}
+                 for token in sorted([*self.special_tokens.values(), *self.symbols], key=self.ids.get)]
+        normalizers = [{"type": "Replace", "pattern": {"String": quote}, "content": '"'} for quote in ("``", "''")]
+        normalizers += [] if self.keep_accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
+        normalizers += [{"type": "Lowercase"}] if self.lowercase else []
+        if self.charsmap:
+            charsmap = base64.b64encode(self.charsmap).decode()
+            normalizers.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+        metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+        cls, sep = [{"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]")]
+        single = [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep]
+        pair = single + [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+        write_json(os.path.join(path, "tokenizer.json"), {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
+            "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {
+                token: {"id": token, "ids": [self.ids[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")}},
+            "decoder": metaspace,
+            "model": {"type": "Unigram", "unk_id": self.unk_id, "vocab": list(zip(self.tokens, self.scores)),
+                      "byte_fallback": False}})
+        write_json(os.path.join(path, "tokenizer_config.json"),
+                   {"tokenizer_class": "AlbertTokenizer", "do_lower_case": self.lowercase,
+                    "keep_accents": self.keep_accents})
+
+    @classmethod
+    def _read(cls, path):
+        """tokenizer.json or else spiece.model: where a directory has both they differ (the published tokenizer.json
+        lowers the scores of digits with a comma, and has no symbols), and transformers takes the first."""
+        config, json_file = read_config(path), os.path.join(path, "tokenizer.json")
+        if not os.path.exists(json_file):
+            with open(os.path.join(path, "spiece.model"), "rb") as f:
+                tokens, scores, types, charsmap = read_sentencepiece(f.read())
+            symbols = [token for token, kind in zip(tokens, types) if kind == USER_DEFINED]
+            lowercase, keep_accents = True, False
+        else:
+            published = read_json(json_file)
+            steps = member(member(published, "normalizer", dict), "normalizers", list)
+            kinds = [step["type"] for step in steps]
+            model = member(published, "model", dict)
+            if "WhitespaceSplit" not in json.dumps(published.get("pre_tokenizer")) or kinds[:2] != ["Replace"] * 2:
+                raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
+            tokens, scores = map(list, zip(*member(model, "vocab", list)))
+            charsmap = b"".join(base64.b64decode(step["precompiled_charsmap"]) for step in steps
+                                if step["type"] == "Precompiled")
+            symbols = [token["content"] for token in member(published, "added_tokens", list) if not token["special"]]
+            lowercase, keep_accents = "Lowercase" in kinds, "StripAccents" not in kinds
+        return cls(tokens, scores, config.get("do_lower_case", lowercase), config.get("keep_accents", keep_accents),
+                   charsmap, symbols)
+
+    @classmethod
+    def train(cls, texts, vocab_size):
+        """texts: iterable of str. Lower-case and without accents, as ALBERT's; pieces hold letters, or digits, or
+        other characters. Rare characters, 0.05 % of the text, become <unk>."""
+        specials = list(cls.ROLES.values())
+        blank, words = cls(specials, [0.0] * 5), Counter()
+        for chunk, count in count_chunks(texts, blank.chunk_pattern).items():
+            for word in regex.findall(r"\S+", blank.normalize(chunk)[0]):
+                for run in regex.findall(r"▁?(?:[\p{L}\p{M}]+|\p{N}+|[^\p{L}\p{M}\p{N}▁]+)|▁", "▁" + word):
+                    words[run] += count
+        letters = Counter()
+        for word, count in words.items():
+            for letter in word:
+                letters[letter] += count
+        covered, total, enough = [], 0, 0.9995 * sum(letters.values())
+        for letter, count in sorted(letters.items(), key=lambda item: (-item[1], item[0])):
+            if total >= enough:
+                break
+            covered.append(letter)
+            total += count
+        room = vocab_size - len(specials)
+        if room < len(covered):
+            raise ValueError(f"a vocabulary of {vocab_size} has no room for {len(covered)} characters and 5 specials")
+        runs, find = Counter(), re.compile("[" + "".join(map(re.escape, covered)) + "]{1,32}").findall
+        for word, count in words.items():
+            for run in find(word):
+                runs[run] += count
+        pieces, scores = learn_pieces(runs, room)
+        return cls(specials + pieces, [0.0] * len(specials) + scores)
+
+
+class Charsmap:
+    """SentencePiece's table of replacements: a double-array trie of the keys, then the replacements in UTF-8."""
+
+    def __init__(self, data):
+        size = int.from_bytes(data[:4], "little")
+        if size % 4 or size + 4 > len(data):
+            raise ValueError("the table of character replacements is cut short")
+        self.units, self.replacements = np.frombuffer(data, "<u4", size // 4, 4).tolist(), data[4 + size:]
+
+    def __getitem__(self, letters):
+        """The replacement of the shortest key that begins letters, or None."""
+        def offset(unit):
+            return unit >> 10 << ((unit & 512) >> 6)
+        at = offset(self.units[0])
+        for byte in letters.encode():
+            at ^= byte
+            unit = self.units[at] if at < len(self.units) else 0
+            if byte == 0 or unit & 0x800000FF != byte:
+                return None
+            at ^= offset(unit)
+            if unit & 256:  # a key ends here
+                start = self.units[at] & 0x7FFFFFFF
+                return self.replacements[start:self.replacements.index(b"\0", start)].decode()
+        return None
+
+
+def read_sentencepiece(data):
+    """The bytes of spiece.model -> tokens, scores, types, charsmap. It is a protocol buffer, of which this reads
+    ModelProto's pieces (1), trainer_spec (2) and normalizer_spec (3)."""
+    tokens, scores, types, specs = [], [], [], {}
+    for number, value in fields(data):
+        if number == 1:
+            piece = dict(fields(value))
+            tokens.append(piece.get(1, b"").decode())
+            scores.append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
+            types.append(piece.get(3, 1))
+        elif number in (2, 3):
+            specs[number] = dict(fields(value))
+    if len(specs) < 2:
+        raise ValueError("spiece.model is cut short, or is not a SentencePiece model")
+    if specs[2].get(3, 1) != 1:
+        raise ValueError("spiece.model is not of a unigram model")
+    return tokens, scores, types, specs[3].get(2, b"")
+
+
+def fields(data):
+    """Bytes of a protocol buffer -> (field number, int or bytes) for each field."""
+    def varint(at):
+        value = shift = 0
+        while at < len(data):
+            value |= (data[at] & 127) << shift
+            if data[at] < 128:
+                return value, at + 1
+            at, shift = at + 1, shift + 7
+        raise ValueError("spiece.model is cut short")
+    at = 0
+    while at < len(data):
+        key, at = varint(at)
+        if key & 7 == 0:
+            value, at = varint(at)
+        elif key & 7 in (1, 2, 5):
+            size, at = varint(at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+            value, at = data[at:at + size], at + size
+            if at > len(data):
+                raise ValueError("spiece.model is cut short")
+        else:
+            raise ValueError("spiece.model is not a SentencePiece model")
+        yield key >> 3, value
+
+# The training of a unigram model: begin with many pieces, then by turns estimate their probabilities (EM) and
+# drop those that the text needs least. All words at once, as arrays.
+
+
+def learn_pieces(words, number, longest=16, seeds=250_000):
+    """{word: count} -> the pieces, at most `number`, and their log probabilities; all characters are among them."""
+    lattice, place, length, weight = seed_lattice(words, longest, seeds)
+    probability = weight / weight.sum()
+    while True:
+        for _ in range(2):
+            weight = lattice.expected(probability)
+            keep = (weight >= 0.5) | (length == 1)
+            lattice, place, length, weight = lattice.only(keep), place[keep], length[keep], weight[keep]
+            score = digamma(np.maximum(weight, 0.5)) - digamma(weight.sum())  # for a sparse prior, as SentencePiece
+            probability = np.exp(score)
+        if len(score) <= 1.1 * number:
+            break
+        # the loss from dropping a piece: what the text says less well with the next best way to write the piece
+        word, piece = lattice.best(score)
+        count = np.bincount(piece, lattice.weight[word], len(score))
+        total = count.sum()
+        longer = np.flatnonzero(length > 1)
+        within = lattice.within(place[longer], length[longer])
+        word, piece = within.best(score)
+        parts = np.bincount(word, minlength=len(longer))
+        used = count[longer]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            other = np.bincount(word, np.log(count[piece] + used[word]), len(longer))
+            other -= parts * np.log(total + used * (parts - 1))
+            loss = np.full(len(score), np.inf)
+            loss[longer] = np.where(used > 0, used * (np.log(used) - np.log(total) - other), -1)
+        better = np.bincount(word, score[piece], len(longer)) > score[longer]
+        loss[longer[better]] = -1  # no text uses it: it is better written in parts
+        size = max(int(1.1 * number), int(0.75 * len(score)))
+        keep = np.zeros(len(score), bool)
+        keep[np.argsort(-loss, kind="stable")[:size]] = True
+        keep &= loss >= 0
+        lattice, place, length, probability = lattice.only(keep), place[keep], length[keep], probability[keep]
+    order = np.lexsort((-score, length > 1))  # characters first, which all stay
+    order = order[:number][np.argsort(-score[order[:number]], kind="stable")]
+    return [lattice.text[place[i]:place[i] + length[i]] for i in order], score[order].tolist()
+
+
+def seed_lattice(words, longest, seeds):
+    """The characters and the most frequent substrings that more than one character follows, as pieces.
+
+    -> the Lattice of the words; and for each piece a place in its text, its length, and frequency x length.
+    """
+    text = "\0".join(words) + "\0"
+    letters, letter = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    last = np.flatnonzero(letter == 0)
+    lengths = np.diff(last, prepend=-1) - 1
+    counts = np.array(list(words.values()), float)
+    left = np.repeat(last, lengths + 1) - np.arange(len(text))  # characters from here to the end of the word
+    weight = np.repeat(counts, lengths + 1)
+    # found[n - 1]: for substrings of n characters: where they are, and which they are there; and for each
+    # different one a first place, its frequency, and the frequency of the most frequent one that extends it
+    found, where = [], np.flatnonzero(left)
+    _, first, which = np.unique(letter[where], return_index=True, return_inverse=True)
+    for n in range(1, longest + 1):
+        if n > 1:
+            going_on = (left[where] >= n) & (total >= 2)[which]
+            where = where[going_on]
+            key, first, which = np.unique(which[going_on] * len(letters) + letter[where + n - 1],
+                                          return_index=True, return_inverse=True)
+        total = np.bincount(which, weight[where], len(first))
+        if n > 1:
+            np.maximum.at(found[-1][-1], key // len(letters), total)
+        found.append((where, which, where[first], total, np.zeros(len(total))))
+    length = np.concatenate([np.full(len(first), n + 1) for n, (_, _, first, _, _) in enumerate(found)])
+    place, frequency, extended = (np.concatenate(arrays) for arrays in list(zip(*found))[2:])
+    worth = np.where((frequency >= 2) & (extended < frequency), frequency * length, 0)
+    worth[length == 1] = np.inf
+    chosen = np.sort(np.argsort(-worth, kind="stable")[:min(seeds, np.count_nonzero(worth))])
+    number = np.full(len(worth), -1)
+    number[chosen] = np.arange(len(chosen))
+    arcs, seen = [], 0
+    for n, (where, which, _, total, _) in enumerate(found):
+        piece = number[seen + which]
+        arcs.append((where[piece >= 0], where[piece >= 0] + n + 1, piece[piece >= 0]))
+        seen += len(total)
+    start, end, piece = map(np.concatenate, zip(*arcs))
+    begin = last - lengths
+    depth = end - np.repeat(begin, lengths + 1)[end]
+    lattice = Lattice.sorted(depth, start, end, piece, begin, last, counts, text)
+    return lattice, place[chosen], length[chosen], (frequency * length)[chosen]
+
+
+class Lattice:
+    """All ways to cut words into pieces. Places are counted through all words; a word goes from begin[w] to
+    last[w]; arc k says that piece[k] fills the places start[k] to end[k]. Arcs are sorted by their depth, which
+    is how far from the word's begin they end, so that one depth after the other can be done for all words."""
+
+    def __init__(self, depth, start, end, piece, begin, last, weight, text=""):
+        self.depth, self.start, self.end, self.piece = depth, start, end, piece
+        self.begin, self.last, self.weight, self.text = begin, last, weight, text
+        bounds = np.searchsorted(depth, np.arange(1, depth[-1] + 2))
+        self.levels = [slice(low, high) for low, high in zip(bounds, bounds[1:])]
+
+    @classmethod
+    def sorted(cls, depth, start, end, piece, *rest):
+        order = np.argsort(depth.astype(np.int16), kind="stable")
+        return cls(depth[order], start[order], end[order], piece[order], *rest)
+
+    def only(self, keep):
+        """Without the arcs of other pieces; those kept are numbered anew."""
+        arcs, number = keep[self.piece], np.cumsum(keep) - 1
+        return Lattice(self.depth[arcs], self.start[arcs], self.end[arcs], number[self.piece[arcs]],
+                       self.begin, self.last, self.weight, self.text)
+
+    def expected(self, probability):
+        """How often each piece is expected in the words (the forward-backward algorithm)."""
+        step = probability[self.piece]
+        forward, backward = np.zeros((2, self.last[-1] + 1))
+        forward[self.begin] = 1
+        for level in self.levels:
+            np.add.at(forward, self.end[level], forward[self.start[level]] * step[level])
+        backward[self.last] = self.weight / forward[self.last]
+        for level in reversed(self.levels):
+            np.add.at(backward, self.start[level], backward[self.end[level]] * step[level])
+        return np.bincount(self.piece, forward[self.start] * step * backward[self.end], len(probability))
+
+    def best(self, score):
+        """The pieces of the best way to cut each word -> (word, piece) of each (the Viterbi algorithm)."""
+        step = score[self.piece]
+        total = np.full(self.last[-1] + 1, -np.inf)
+        total[self.begin] = 0
+        for level in self.levels:
+            np.maximum.at(total, self.end[level], total[self.start[level]] + step[level])
+        via = np.zeros(len(total), int)
+        best = np.flatnonzero(total[self.start] + step == total[self.end])
+        via[self.end[best]] = best
+        word, place, found = np.arange(len(self.last)), self.last, []
+        while len(word):
+            arc = via[place]
+            found.append((word, self.piece[arc]))
+            place = self.start[arc]
+            more = place > self.begin[word]
+            word, place = word[more], place[more]
+        return map(np.concatenate, zip(*found))
+
+    def within(self, place, length):
+        """The Lattice of the substrings that begin at place, each without the one arc that fills it all."""
+        order = np.argsort(self.start, kind="stable")
+        first_arc = np.searchsorted(self.start[order], np.arange(self.last[-1] + 2))
+        begin, arcs = np.cumsum(length + 1) - length - 1, []
+        for depth in range(length.max()):
+            word = np.flatnonzero(length > depth)
+            low, high = first_arc[place[word] + depth], first_arc[place[word] + depth + 1]
+            word, arc = np.repeat(word, high - low), np.repeat(low - np.cumsum(high - low) + high - low, high - low)
+            arc = order[arc + np.arange(len(arc))]
+            end = self.end[arc] - place[word]
+            inside = (end <= length[word]) & ((depth > 0) | (end < length[word]))
+            word, arc, end = word[inside], arc[inside], end[inside]
+            arcs.append((end, begin[word] + depth, begin[word] + end, self.piece[arc]))
+        return Lattice.sorted(*map(np.concatenate, zip(*arcs)), begin, begin + length, None)
+
+
+def digamma(x):
+    """The derivative of log Gamma, for x >= 0.5: shifted up to where its asymptotic series is exact enough."""
+    shift = sum(1 / (x + i) for i in range(6))
+    x = x + 6
+    return np.log(x) - 1 / (2 * x) - 1 / (12 * x ** 2) + 1 / (120 * x ** 4) - 1 / (252 * x ** 6) - shift
+
+# -----------------------------------------------------------------------------
 # Any kind
 
-KINDS = {"bpe": ByteLevelBPE}
+KINDS = {"bpe": ByteLevelBPE, "wordpiece": WordPiece, "unigram": Unigram}
+
 
 def train(kind, texts, vocab_size):
     return KINDS[kind].train(texts, vocab_size)
@@ -239,9 +884,28 @@ def load(path_or_name):
     """The tokenizer in a directory or of a name on the hub. ValueError or OSError where there is none."""
     path = local_directory(path_or_name)
     present = set(os.listdir(path))
-    if {"vocab.json", "merges.txt"} <= present or {"encoder.json", "vocab.bpe"} <= present:
-        return ByteLevelBPE.from_directory(path)
-    raise FileNotFoundError(f"{path} has no tokenizer: vocab.json with merges.txt, or encoder.json with vocab.bpe")
+    if "vocab.txt" in present:
+        kind = "wordpiece"
+    elif "spiece.model" in present:
+        kind = "unigram"
+    elif {"vocab.json", "merges.txt"} <= present or {"encoder.json", "vocab.bpe"} <= present:
+        kind = "bpe"
+    elif "tokenizer.json" in present:
+        kind = kind_of(os.path.join(path, "tokenizer.json"))
+    else:
+        raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with merges.txt, "
+                                f"encoder.json with vocab.bpe, or tokenizer.json")
+    return KINDS[kind].from_directory(path)
+
+
+def kind_of(path):
+    """The kind in a tokenizer.json. The older ones do not name it."""
+    model = member(read_json(path), "model", dict)
+    guess = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+    kinds = {"BPE": "bpe", "WordPiece": "wordpiece", "Unigram": "unigram"}
+    if model.get("type", guess) not in kinds:
+        raise ValueError(f"{path}: {model['type']} is none of {', '.join(kinds)}")
+    return kinds[model.get("type", guess)]
 
 
 def local_directory(path_or_name):
@@ -259,12 +923,39 @@ def local_directory(path_or_name):
                                 f"{str(error).splitlines()[0]}") from error
 
 
-def read_json(path):
+def read_text(path):
     with open(path, encoding="utf-8") as f:
         try:
-            return json.load(f)
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+            return f.read()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{os.path.basename(path)} is not UTF-8: {error}") from error
+
+
+def read_json(path):
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{os.path.basename(path)} is not JSON: {error}") from error
+
+
+def read_config(path):
+    """tokenizer_config.json, or {} where there is none."""
+    path = os.path.join(path, "tokenizer_config.json")
+    return read_json(path) if os.path.exists(path) else {}
+
+
+def member(value, key, kind):
+    """value[key], which must be of that type."""
+    if not isinstance(value, dict) or not isinstance(value.get(key), kind):
+        raise ValueError(f"tokenizer.json has no {key}, or not as a {kind.__name__}")
+    return value[key]
+
+
+def tokens_by_id(vocabulary):
+    """{token: id} -> [token of id 0, token of id 1, ...]"""
+    if not isinstance(vocabulary, dict) or sorted(vocabulary.values(), key=str) != sorted(range(len(vocabulary)), key=str):
+        raise ValueError(f"the vocabulary's ids are not 0, 1, 2 and so on without a gap")
+    return sorted(vocabulary, key=vocabulary.get)
 
 
 def write_json(path, value):

@@ -7,8 +7,8 @@ transformers.AutoTokenizer opens.
     tokenizer.encode("Hello world!")           # plain text; no special tokens are added
     tokenizer.encode("It is <mask>.", specials=True)
 
-"bpe"        ByteLevelBPE, of GPT-2 (Radford et al. 2019, section 2.2) and RoBERTa. Loses nothing:
-             decode(encode(text)) == text, for its smallest tokens are the 256 bytes. tiktoken runs the merges.
+"bpe"        ByteLevelBPE, of GPT-2 (Radford et al. 2019, section 2.2) and RoBERTa. Its smallest tokens are
+             the 256 bytes, so nothing is lost: decode(encode(text)) == text. tiktoken runs the merges.
 "wordpiece"  WordPiece, of BERT (Devlin et al. 2018): longest match from the left, within words.
 "unigram"    Unigram, of ALBERT (Lan et al. 2019): the most likely pieces of each word (Kudo 2018).
 """
@@ -49,8 +49,8 @@ class Tokenizer:
         if not tokens:
             raise ValueError("the vocabulary is empty")
         if len(self.ids) != len(tokens):
-            twice = next(token for token, count in Counter(tokens).items() if count > 1)
-            raise ValueError(f"the vocabulary has {len(tokens) - len(self.ids)} tokens twice, such as {twice!r}")
+            (twice, _), = Counter(tokens).most_common(1)
+            raise ValueError(f"the vocabulary has {twice!r} more than once")
         self.special_tokens = {role: token for role, token in special_tokens.items() if token in self.ids}
         for role in ("pad", "unk", "cls", "sep", "mask"):
             setattr(self, role + "_id", self.ids.get(self.special_tokens.get(role)))
@@ -86,7 +86,8 @@ class Tokenizer:
 
     def hash(self):
         """Names everything that decides about ids; two tokenizers with one hash give the same ids."""
-        return hashlib.sha256(json.dumps([type(self).__name__, self.tokens, self.settings()]).encode()).hexdigest()[:16]
+        everything = json.dumps([type(self).__name__, self.tokens, self.settings()])
+        return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
     @classmethod
     def from_directory(cls, path):
@@ -123,8 +124,8 @@ class ByteLevelBPE(Tokenizer):
 
     def __init__(self, tokens, merges):
         """tokens: all, by id. merges: the learned tokens, as bytes, in the order they were learned."""
-        super().__init__(tokens, {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>",
-                                  "end": "<|endoftext|>"})
+        roberta = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
+        super().__init__(tokens, roberta if "<s>" in tokens else {"end": "<|endoftext|>"})
         import tiktoken
         ranked = [bytes([b]) for b in BYTES] + merges
         self.merges = merges
@@ -147,7 +148,8 @@ class ByteLevelBPE(Tokenizer):
         size = max(1, len(texts) // (4 * (os.cpu_count() or 1)) + 1)
         chunks = [texts[i:i + size] for i in range(0, len(texts), size)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [ids for chunk in pool.map(lambda chunk: list(map(self._encode, chunk)), chunks) for ids in chunk]
+            encoded = pool.map(lambda chunk: list(map(self._encode, chunk)), chunks)
+            return [ids for chunk in encoded for ids in chunk]
 
     def _spans(self, text):
         """Spaces at the ends of a token are not part of its span. A token that is a part of a character has
@@ -175,10 +177,12 @@ class ByteLevelBPE(Tokenizer):
             f.write("#version: 0.2\n")
             for left, right in self.merge_pairs():
                 f.write(f"{spell(left)} {spell(right)}\n")
-        mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "rstrip": False, "normalized": False,
-                "single_word": False, "special": True}
-        write_json(os.path.join(path, "tokenizer_config.json"),
-                   {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, "mask_token": mask})
+        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+        if self.mask_id is not None:
+            mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "rstrip": False,
+                    "normalized": False, "single_word": False, "special": True}
+            config |= {"tokenizer_class": "RobertaTokenizer", "mask_token": mask}
+        write_json(os.path.join(path, "tokenizer_config.json"), config)
 
     def merge_pairs(self):
         """The two tokens that each merge joins: what the earlier merges leave of it."""
@@ -233,7 +237,7 @@ class ByteLevelBPE(Tokenizer):
 
 
 def learn_merges(words, counts, symbols, number, prefix=0):
-    """The `number` most frequent merges, one after the other (Sennrich et al. 2016, algorithm 1), as new symbols.
+    """-> the `number` most frequent merges, one after the other (Sennrich et al. 2016, algorithm 1).
 
     words: lists of indices into symbols, which are bytes or str; counts: how often each word occurs.
     prefix: how many characters of a merge's second symbol are only a mark, such as WordPiece's ##.
@@ -286,24 +290,27 @@ def unspell(text):
     return bytes(BYTE_OF[character] for character in text)
 
 # -----------------------------------------------------------------------------
-# WordPiece and unigram go by chunks: pieces of text whose tokens do not depend on what stands around them.
+# WordPiece and unigram go by chunks: parts of a text whose tokens do not depend on what stands around them.
 # A text has far more chunks than different ones, so each is worked out once and then only looked up.
 
 class ByChunk(Tokenizer):
-    """Adds _encode and _spans to a kind that sets chunk_pattern and has pieces(chunk) -> [(id, start, end), ...]."""
+    """For kinds with a chunk_pattern, normalize_letter(letter) and pieces(chunk) -> [(id, start, end)]."""
 
     def __init__(self, tokens, special_tokens):
         super().__init__(tokens, special_tokens)
-        if self.unk_id is None:
-            raise ValueError(f"the vocabulary has no {special_tokens['unk']}")
-        self.cache = Cache(self.chunk_bytes)
+        missing = sorted(set(special_tokens.values()) - set(tokens))
+        if missing:
+            raise ValueError(f"the vocabulary has no {', '.join(missing)}")
+        self.longest = max(map(len, tokens))
+        self.bytes_of_chunk = Cache(self.encode_chunk)
         self.letters = Cache(self.normalize_letter)
 
-    def chunk_bytes(self, chunk):
+    def encode_chunk(self, chunk):
         return np.array([i for i, _, _ in self.pieces(chunk)], np.int32).tobytes()
 
     def _encode(self, text):
-        return np.frombuffer(bytearray().join(map(self.cache.__getitem__, self.chunk_pattern.findall(text))), np.int32)
+        chunks = self.chunk_pattern.findall(text)
+        return np.frombuffer(bytearray().join(map(self.bytes_of_chunk.__getitem__, chunks)), np.int32)
 
     def _spans(self, text):
         for chunk in self.chunk_pattern.finditer(text):
@@ -312,7 +319,7 @@ class ByChunk(Tokenizer):
 
 
 class Cache(dict):
-    """Remembers what `function` gave for a string. Starts afresh when full, and forgets long strings at once."""
+    """Remembers what function gave for a string. Starts afresh when full; does not keep long strings."""
 
     def __init__(self, function, limit=500_000, longest=100):
         self.function, self.limit, self.longest = function, limit, longest
@@ -325,6 +332,23 @@ class Cache(dict):
             self[key] = value
         return value
 
+
+def count_matches(find, texts):
+    """{match: how often it is in the texts}"""
+    counts = Counter()
+    for text in texts:
+        counts.update(find(without_surrogates(text)))
+    return counts
+
+
+def count_letters(words):
+    """{word: count} -> [(letter, count)], the most frequent first."""
+    counts = Counter()
+    for word, count in words.items():
+        for letter in word:
+            counts[letter] += count
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
 # -----------------------------------------------------------------------------
 # WordPiece
 
@@ -335,6 +359,8 @@ IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000
 
 
 class WordPiece(ByChunk):
+    """Words are between white space; a punctuation character and a Chinese one is a word by itself."""
+
     # ASCII white space and punctuation divide words whatever stands beside them
     chunk_pattern = re.compile(rf"[{ASCII_PUNCTUATION}]|[^ \t\n\r{ASCII_PUNCTUATION}]+")
     ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -344,7 +370,6 @@ class WordPiece(ByChunk):
         super().__init__(tokens, self.ROLES)
         self.lowercase, self.split_ideographs = lowercase, split_ideographs
         self.strip_accents = lowercase if strip_accents is None else strip_accents
-        self.longest = max(map(len, tokens))
         self.starts_word = np.array([not token.startswith("##") for token in tokens])
 
     def settings(self):
@@ -360,7 +385,7 @@ class WordPiece(ByChunk):
             return f" {letter} "
         if self.strip_accents:
             letter = regex.sub(r"\p{Mn}", "", unicodedata.normalize("NFD", letter))
-        return "".join(c.lower() for c in letter) if self.lowercase else letter
+        return lower(letter) if self.lowercase else letter
 
     def words(self, chunk):
         """-> (word, [place in the chunk of each of its characters]) for each word."""
@@ -370,15 +395,12 @@ class WordPiece(ByChunk):
             yield word[0], places[word.start():word.end()]
 
     def pieces(self, chunk):
-        pieces = []
-        for word, places in self.words(chunk):
-            matches = self.match(word)
-            pieces += [(i, places[start], places[end - 1] + 1) for i, start, end in matches]
-        return pieces
+        return [(i, places[start], places[end - 1] + 1)
+                for word, places in self.words(chunk) for i, start, end in self.longest_matches(word)]
 
-    def match(self, word):
-        """The longest token that begins the word, then the longest that goes on, ...; [UNK] for the whole word
-        where there is none, or where it has more than 100 characters."""
+    def longest_matches(self, word):
+        """The longest token that begins the word, then the longest that goes on, and so forth; [UNK] for the
+        whole word where there is none, or where it has more than 100 characters."""
         pieces, start = [], 0
         while start < len(word) <= 100:
             for end in range(min(len(word), start + self.longest), start, -1):
@@ -393,25 +415,28 @@ class WordPiece(ByChunk):
 
     def decode(self, ids):
         """Words with a space between them, save before . , ? and ! as transformers has it."""
-        tokens = [self.tokens[i] for i in ids]
-        spaced = [token[2:] if token.startswith("##") else token if token in (".", ",", "?", "!") else " " + token
-                  for token in tokens[1:]]
-        return "".join(tokens[:1] + spaced)
+        text = ""
+        for i in ids:
+            token = self.tokens[i]
+            if text and not token.startswith("##") and token not in (".", ",", "?", "!"):
+                text += " "
+            text += token[2:] if text and token.startswith("##") else token
+        return text
 
     def save(self, path):
         with open(os.path.join(path, "vocab.txt"), "w", encoding="utf-8") as f:
             f.writelines(token + "\n" for token in self.tokens)
-        write_json(os.path.join(path, "tokenizer_config.json"),
-                   {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase,
-                    "strip_accents": self.strip_accents, "tokenize_chinese_chars": self.split_ideographs})
+        write_json(os.path.join(path, "tokenizer_config.json"), {
+            "tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase,
+            "strip_accents": self.strip_accents, "tokenize_chinese_chars": self.split_ideographs})
 
     @classmethod
     def _read(cls, path):
-        """vocab.txt or else tokenizer.json; what tokenizer_config.json says comes first, as in transformers."""
+        """vocab.txt or else tokenizer.json. tokenizer_config.json has the last word, as in transformers."""
         config, vocabulary_file = read_config(path), os.path.join(path, "vocab.txt")
         if os.path.exists(vocabulary_file):
-            tokens = [line.rstrip(SPACES) for line in read_text(vocabulary_file).split("\n")]
-            tokens = tokens[:-1] if tokens[-1] == "" else tokens
+            lines = read_text(vocabulary_file).removesuffix("\n").split("\n")
+            tokens = [line.rstrip(SPACES) for line in lines]
         else:
             published = read_json(os.path.join(path, "tokenizer.json"))
             model, normalizer = member(published, "model", dict), member(published, "normalizer", dict)
@@ -426,62 +451,61 @@ class WordPiece(ByChunk):
 
     @classmethod
     def train(cls, texts, vocab_size, lowercase=True):
-        """texts: iterable of str. Merges as in BPE, of characters that after a word's first are marked with ##
-        (so does Hugging Face's trainer; Google's is not published). At most 1,000 different characters count."""
+        """texts: iterable of str. Merges as in BPE, of characters that have ## before them unless they begin
+        the word: Hugging Face's way, for Google's was not published. 1,000 different characters count."""
         specials = list(cls.ROLES.values())
-        counts, blank = Counter(), cls(specials, lowercase)
-        for chunk, count in count_chunks(texts, cls.chunk_pattern).items():
+        blank, counts = cls(specials, lowercase), Counter()
+        for chunk, count in count_matches(cls.chunk_pattern.findall, texts).items():
             for word, _ in blank.words(chunk):
                 counts[word] += count
-        letters = Counter()
-        for word, count in counts.items():
-            for letter in word:
-                letters[letter] += count
-        common = {letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:1000]}
-        words = [[word[0]] + ["##" + letter for letter in word[1:]] for word in counts]
-        words = [[symbol for symbol in word if symbol[-1] in common] for word in words]
+        common = {letter for letter, _ in count_letters(counts)[:1000]}
+        words = [["##" * (i > 0) + letter for i, letter in enumerate(word) if letter in common]
+                 for word in counts]
         symbols = sorted(common) + sorted({symbol for word in words for symbol in word} - common)
         room = vocab_size - len(specials) - len(symbols)
         if room < 0:
-            raise ValueError(f"a vocabulary of {vocab_size} has no room for {vocab_size - room} characters and specials")
-        index = {symbol: i for i, symbol in enumerate(symbols)}
-        words = [[index[symbol] for symbol in word] for word in words]
+            raise ValueError(f"a vocabulary of {vocab_size} has no room for {vocab_size - room} special "
+                             f"tokens and characters, with and without ##")
+        order = {symbol: i for i, symbol in enumerate(symbols)}
+        words = [[order[symbol] for symbol in word] for word in words]
         merges = learn_merges(words, list(counts.values()), symbols, room, prefix=2)
         return cls(specials + symbols + merges, lowercase)
 
 
-def count_chunks(texts, pattern):
-    counts = Counter()
-    for text in texts:
-        counts.update(pattern.findall(without_surrogates(text)))
-    return counts
+def lower(letters):
+    """Character by character: str.lower() would look at what stands around a sigma."""
+    return "".join(letter.lower() for letter in letters)
 
 # -----------------------------------------------------------------------------
 # Unigram
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # SentencePiece's types of pieces; 1 is normal
+USER_DEFINED = 4  # of SentencePiece's types of pieces
 
 
 class Unigram(ByChunk):
+    """Words are between white space and begin with ▁. Their pieces are those with the best sum of scores."""
+
     ROLES = {"pad": "<pad>", "unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
     def __init__(self, tokens, scores, lowercase=True, keep_accents=False, charsmap=b"", symbols=()):
         """scores: the logarithms of the tokens' probabilities. charsmap: SentencePiece's precompiled table of
         character replacements. symbols: tokens that divide the text before anything else is done to it."""
         super().__init__(tokens, self.ROLES)
-        self.scores, self.lowercase, self.keep_accents = scores, lowercase, keep_accents
+        self.scores, self.lowercase, self.keep_accents = list(scores), lowercase, keep_accents
         self.charsmap, self.symbols = charsmap, sorted(symbols, key=len, reverse=True)
-        self.replacement = Cache(Charsmap(charsmap).__getitem__ if charsmap else lambda letters: None)
+        if self.unk_id != 1:
+            raise ValueError(f"<unk> has id {self.unk_id}; ALBERT's has 1, and transformers knows no other")
+        self.replacement = Cache(Charsmap(charsmap).find)
         self.unreplaced = {c for c in map(chr, range(128)) if self.replacement[c] is None}
         self.chunk_pattern = re.compile(r"[^ \t\n\r]+")
         if symbols:  # they divide words as white space does, whatever stands beside them
-            divided, first = "|".join(map(re.escape, self.symbols)), "".join(re.escape(s[0]) for s in self.symbols)
-            self.chunk_pattern = re.compile(rf"{divided}|(?:[^ \t\n\r{first}]+|(?!{divided})[{first}])+")
-        specials = set(self.special_tokens.values())
+            symbol = "|".join(map(re.escape, self.symbols))
+            first = "".join(re.escape(symbol[0]) for symbol in self.symbols)
+            self.chunk_pattern = re.compile(rf"{symbol}|(?:[^ \t\n\r{first}]+|(?!{symbol})[{first}])+")
+        specials = set(self.special_tokens.values())  # which no plain text may be taken for
         self.entries = {token: (score, i) for i, (token, score) in enumerate(zip(tokens, scores))
-                        if token not in specials}  # so that no text can be taken for a special token
-        self.longest = max(map(len, tokens))
-        self.unk_score = min(scores) - 10
+                        if token not in specials}
+        self.unk_score = min(scores) - 10  # SentencePiece's penalty
         self.starts_word = np.array([token.startswith("▁") for token in tokens])
 
     def settings(self):
@@ -491,24 +515,25 @@ class Unigram(ByChunk):
     def normalize_letter(self, letter):
         if not self.keep_accents:
             letter = regex.sub(r"\p{M}", "", unicodedata.normalize("NFKD", letter))
-        return "".join(c.lower() for c in letter) if self.lowercase else letter
+        return lower(letter) if self.lowercase else letter
 
     def normalize(self, chunk):
-        """-> text, [place in the chunk of each of its characters]. `` and '' become ", as ALBERT's data had it."""
+        """-> text, [place in the chunk of each of its characters]. `` and '' become " as in ALBERT's data."""
         letters, places = chunk, range(len(chunk))
         if "``" in chunk or "''" in chunk:
-            letters, places = zip(*((m[0] if len(m[0]) == 1 else '"', m.end() - 1)
-                                    for m in re.finditer(r"``|''|(?s:.)", chunk)))
+            matches = list(re.finditer(r"``|''|(?s:.)", chunk))
+            letters = [match[0] if len(match[0]) == 1 else '"' for match in matches]
+            places = [match.end() - 1 for match in matches]
         letters = [self.letters[letter] for letter in letters]
         text, places = "".join(letters), [place for place, letter in zip(places, letters) for _ in letter]
         if self.unreplaced.issuperset(text):
             return text, places
-        replaced = []  # transformers looks up short clusters of characters whole, else one character at a time
+        replaced = []  # transformers looks up short clusters of characters whole, others by character
         for cluster in regex.finditer(r"\X", text):
-            whole = self.replacement[cluster[0]] if len(cluster[0].encode()) < 6 else None
-            for i, letter in enumerate(cluster[0]) if whole is None else [(0, cluster[0])]:
-                new = self.replacement[letter]
-                replaced.append((letter if new is None else new, places[cluster.start() + i]))
+            whole = len(cluster[0].encode()) < 6 and self.replacement[cluster[0]] is not None
+            for i, letters in enumerate([cluster[0]] if whole else cluster[0]):
+                new = self.replacement[letters]
+                replaced.append((letters if new is None else new, places[cluster.start() + i]))
         return "".join(new for new, _ in replaced), [place for new, place in replaced for _ in new]
 
     def pieces(self, chunk):
@@ -521,26 +546,26 @@ class Unigram(ByChunk):
             if not marked.startswith("▁"):
                 marked, at = "▁" + marked, at[:1] + at
             for part in re.finditer("▁?[^▁]+|▁", marked):
-                best = self.best_path(part[0])
-                pieces += [(i, at[part.start() + start], at[part.start() + end - 1] + 1) for i, start, end in best]
+                for i, start, end in self.best_path(part[0]):
+                    pieces.append((i, at[part.start() + start], at[part.start() + end - 1] + 1))
         return pieces
 
     def best_path(self, word):
-        """The pieces with the highest sum of scores (Viterbi). Unknown characters side by side are one <unk>."""
-        totals, via = [0.0], [None]  # for each end: the best sum up to there, and its last piece
+        """The pieces with the best sum of scores (Viterbi). Unknown characters side by side are one <unk>."""
+        totals, last = [0.0], [None]  # for each end: the best sum up to there, and the last piece of it
         for end in range(1, len(word) + 1):
-            total, last = -np.inf, None
+            total = -np.inf
             for start in range(max(0, end - self.longest), end):
                 entry = self.entries.get(word[start:end])
-                if entry and (last is None or totals[start] + entry[0] > total):
-                    total, last = totals[start] + entry[0], (entry[1], start, end)
-            if not entry and totals[end - 1] + self.unk_score > total:
-                total, last = totals[end - 1] + self.unk_score, (self.unk_id, end - 1, end)
+                if entry and totals[start] + entry[0] > total:
+                    total, piece = totals[start] + entry[0], (entry[1], start, end)
+            if not entry and totals[end - 1] + self.unk_score > total:  # this character is no piece
+                total, piece = totals[end - 1] + self.unk_score, (self.unk_id, end - 1, end)
             totals.append(total)
-            via.append(last)
+            last.append(piece)
         pieces, end = [], len(word)
         while end:
-            i, start, _ = piece = via[end]
+            i, start, _ = piece = last[end]
             if pieces and i == pieces[-1][0] == self.unk_id:
                 pieces[-1] = (i, start, pieces[-1][2])
             else:
@@ -549,42 +574,46 @@ class Unigram(ByChunk):
         return pieces[::-1]
 
     def decode(self, ids):
-        """Also in transformers no text comes back exactly: case, accents and kinds of white space are lost."""
+        """What the normalization took away, such as case and accents, does not come back."""
         tokens = [self.tokens[i] for i in ids]
-        return "".join([token.replace("▁", "") for token in tokens[:1]] + [token.replace("▁", " ") for token in tokens[1:]])
+        return "".join(tokens[:1]).replace("▁", "") + "".join(tokens[1:]).replace("▁", " ")
 
     def save(self, path):
-        """As tokenizer.json, for transformers prefers it and needs no other library to read it."""
+        """As tokenizer.json: transformers needs no other library to read it."""
         added = [{"id": self.ids[token], "content": token, "single_word": False, "lstrip": token == "[MASK]",
                   "rstrip": False, "normalized": False, "special": token not in self.symbols}
-                 for token in sorted([*self.special_tokens.values(), *self.symbols], key=self.ids.get)]
-        normalizers = [{"type": "Replace", "pattern": {"String": quote}, "content": '"'} for quote in ("``", "''")]
-        normalizers += [] if self.keep_accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
-        normalizers += [{"type": "Lowercase"}] if self.lowercase else []
+                 for token in [*self.special_tokens.values(), *self.symbols]]
+        steps = [{"type": "Replace", "pattern": {"String": quote}, "content": '"'} for quote in ("``", "''")]
+        steps += [] if self.keep_accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
+        steps += [{"type": "Lowercase"}] if self.lowercase else []
         if self.charsmap:
             charsmap = base64.b64encode(self.charsmap).decode()
-            normalizers.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+            steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
         metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-        cls, sep = [{"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]")]
-        single = [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep]
-        pair = single + [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+        cls, sep, end = [{"SpecialToken": {"id": token, "type_id": segment}}
+                         for token, segment in (("[CLS]", 0), ("[SEP]", 0), ("[SEP]", 1))]
+        first, second = [{"Sequence": {"id": name, "type_id": segment}} for segment, name in enumerate("AB")]
+        template = {"type": "TemplateProcessing",
+                    "single": [cls, first, sep], "pair": [cls, first, sep, second, end],
+                    "special_tokens": {token: {"id": token, "ids": [self.ids[token]], "tokens": [token]}
+                                       for token in ("[CLS]", "[SEP]")}}
         write_json(os.path.join(path, "tokenizer.json"), {
-            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": sorted(added, key=lambda token: token["id"]),
+            "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
-            "post_processor": {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {
-                token: {"id": token, "ids": [self.ids[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")}},
-            "decoder": metaspace,
+            "post_processor": template, "decoder": metaspace,
             "model": {"type": "Unigram", "unk_id": self.unk_id, "vocab": list(zip(self.tokens, self.scores)),
                       "byte_fallback": False}})
-        write_json(os.path.join(path, "tokenizer_config.json"),
-                   {"tokenizer_class": "AlbertTokenizer", "do_lower_case": self.lowercase,
-                    "keep_accents": self.keep_accents})
+        write_json(os.path.join(path, "tokenizer_config.json"), {
+            "tokenizer_class": "AlbertTokenizer", "do_lower_case": self.lowercase,
+            "keep_accents": self.keep_accents})
 
     @classmethod
     def _read(cls, path):
-        """tokenizer.json or else spiece.model: where a directory has both they differ (the published tokenizer.json
-        lowers the scores of digits with a comma, and has no symbols), and transformers takes the first."""
+        """tokenizer.json or else spiece.model. Where a directory has both they differ (the published
+        tokenizer.json lowers the scores of digits with a comma, and has no symbols), and transformers takes
+        the first. tokenizer_config.json has the last word, as in transformers."""
         config, json_file = read_config(path), os.path.join(path, "tokenizer.json")
         if not os.path.exists(json_file):
             with open(os.path.join(path, "spiece.model"), "rb") as f:
@@ -594,60 +623,60 @@ class Unigram(ByChunk):
         else:
             published = read_json(json_file)
             steps = member(member(published, "normalizer", dict), "normalizers", list)
-            kinds = [step["type"] for step in steps]
-            model = member(published, "model", dict)
-            if "WhitespaceSplit" not in json.dumps(published.get("pre_tokenizer")) or kinds[:2] != ["Replace"] * 2:
+            kinds = [member(step, "type", str) for step in steps]
+            splits = json.dumps(published.get("pre_tokenizer"))
+            if "WhitespaceSplit" not in splits or kinds.count("Replace") < 2:
                 raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
-            tokens, scores = map(list, zip(*member(model, "vocab", list)))
-            charsmap = b"".join(base64.b64decode(step["precompiled_charsmap"]) for step in steps
-                                if step["type"] == "Precompiled")
-            symbols = [token["content"] for token in member(published, "added_tokens", list) if not token["special"]]
+            tokens, scores = map(list, zip(*member(member(published, "model", dict), "vocab", list)))
+            charsmap = b"".join(base64.b64decode(member(step, "precompiled_charsmap", str))
+                                for step, kind in zip(steps, kinds) if kind == "Precompiled")
+            symbols = [member(token, "content", str) for token in member(published, "added_tokens", list)
+                       if not member(token, "special", bool)]
             lowercase, keep_accents = "Lowercase" in kinds, "StripAccents" not in kinds
-        return cls(tokens, scores, config.get("do_lower_case", lowercase), config.get("keep_accents", keep_accents),
-                   charsmap, symbols)
+        return cls(tokens, scores, config.get("do_lower_case", lowercase),
+                   config.get("keep_accents", keep_accents), charsmap, symbols)
 
     @classmethod
     def train(cls, texts, vocab_size):
-        """texts: iterable of str. Lower-case and without accents, as ALBERT's; pieces hold letters, or digits, or
-        other characters. Rare characters, 0.05 % of the text, become <unk>."""
+        """texts: iterable of str. Lower-case and without accents, as ALBERT's. A piece is of letters, of
+        digits or of others. The rarest characters, together up to 0.05 % of the text, become <unk>."""
         specials = list(cls.ROLES.values())
-        blank, words = cls(specials, [0.0] * 5), Counter()
-        for chunk, count in count_chunks(texts, blank.chunk_pattern).items():
+        blank, words = cls(specials, [0.0] * len(specials)), Counter()
+        for chunk, count in count_matches(blank.chunk_pattern.findall, texts).items():
             for word in regex.findall(r"\S+", blank.normalize(chunk)[0]):
                 for run in regex.findall(r"▁?(?:[\p{L}\p{M}]+|\p{N}+|[^\p{L}\p{M}\p{N}▁]+)|▁", "▁" + word):
                     words[run] += count
-        letters = Counter()
-        for word, count in words.items():
-            for letter in word:
-                letters[letter] += count
-        covered, total, enough = [], 0, 0.9995 * sum(letters.values())
-        for letter, count in sorted(letters.items(), key=lambda item: (-item[1], item[0])):
-            if total >= enough:
-                break
-            covered.append(letter)
-            total += count
+        letters, covered = count_letters(words), ""
+        missing = sum(count for _, count in letters)
+        enough = 0.0005 * missing
+        for letter, count in letters:
+            if missing > enough:
+                covered, missing = covered + letter, missing - count
         room = vocab_size - len(specials)
         if room < len(covered):
-            raise ValueError(f"a vocabulary of {vocab_size} has no room for {len(covered)} characters and 5 specials")
-        runs, find = Counter(), re.compile("[" + "".join(map(re.escape, covered)) + "]{1,32}").findall
+            raise ValueError(f"a vocabulary of {vocab_size} has no room for {len(covered)} characters and "
+                             f"{len(specials)} special tokens")
+        runs = Counter()  # without the rare characters, and not so long that probabilities get too small
         for word, count in words.items():
-            for run in find(word):
+            for run in re.findall(f"[{re.escape(covered)}]{{1,32}}", word):
                 runs[run] += count
-        pieces, scores = learn_pieces(runs, room)
+        pieces, scores = learn_pieces(dict(runs.most_common(300_000)), room)
         return cls(specials + pieces, [0.0] * len(specials) + scores)
 
 
 class Charsmap:
-    """SentencePiece's table of replacements: a double-array trie of the keys, then the replacements in UTF-8."""
+    """SentencePiece's table of replacements: a double-array trie of keys, then the replacements in UTF-8."""
 
     def __init__(self, data):
         size = int.from_bytes(data[:4], "little")
-        if size % 4 or size + 4 > len(data):
-            raise ValueError("the table of character replacements is cut short")
-        self.units, self.replacements = np.frombuffer(data, "<u4", size // 4, 4).tolist(), data[4 + size:]
+        if size % 4 or data and size + 4 > len(data):
+            raise ValueError("the table of character replacements is damaged")
+        self.units, self.strings = [0], data[4 + size:]  # of an empty table: one unit that leads nowhere
+        if size:
+            self.units = np.frombuffer(data, "<u4", size // 4, 4).tolist()
 
-    def __getitem__(self, letters):
-        """The replacement of the shortest key that begins letters, or None."""
+    def find(self, letters):
+        """The replacement of the shortest key that letters begin with, or None."""
         def offset(unit):
             return unit >> 10 << ((unit & 512) >> 6)
         at = offset(self.units[0])
@@ -659,13 +688,13 @@ class Charsmap:
             at ^= offset(unit)
             if unit & 256:  # a key ends here
                 start = self.units[at] & 0x7FFFFFFF
-                return self.replacements[start:self.replacements.index(b"\0", start)].decode()
+                return self.strings[start:self.strings.index(b"\0", start)].decode()
         return None
 
 
 def read_sentencepiece(data):
-    """The bytes of spiece.model -> tokens, scores, types, charsmap. It is a protocol buffer, of which this reads
-    ModelProto's pieces (1), trainer_spec (2) and normalizer_spec (3)."""
+    """The bytes of spiece.model -> tokens, scores, types, charsmap. It is a protocol buffer, of which this
+    reads ModelProto's pieces (1), trainer_spec (2) and normalizer_spec (3)."""
     tokens, scores, types, specs = [], [], [], {}
     for number, value in fields(data):
         if number == 1:
@@ -676,128 +705,107 @@ def read_sentencepiece(data):
         elif number in (2, 3):
             specs[number] = dict(fields(value))
     if len(specs) < 2:
-        raise ValueError("spiece.model is cut short, or is not a SentencePiece model")
+        raise ValueError("spiece.model is cut short")
     if specs[2].get(3, 1) != 1:
         raise ValueError("spiece.model is not of a unigram model")
     return tokens, scores, types, specs[3].get(2, b"")
 
 
 def fields(data):
-    """Bytes of a protocol buffer -> (field number, int or bytes) for each field."""
+    """The bytes of a protocol buffer -> (number, int or bytes) of each field."""
     def varint(at):
         value = shift = 0
-        while at < len(data):
-            value |= (data[at] & 127) << shift
-            if data[at] < 128:
-                return value, at + 1
-            at, shift = at + 1, shift + 7
-        raise ValueError("spiece.model is cut short")
+        while True:
+            byte = data[at]
+            value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+            if byte < 128:
+                return value, at
     at = 0
-    while at < len(data):
-        key, at = varint(at)
-        if key & 7 == 0:
-            value, at = varint(at)
-        elif key & 7 in (1, 2, 5):
-            size, at = varint(at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            value, at = data[at:at + size], at + size
-            if at > len(data):
-                raise ValueError("spiece.model is cut short")
-        else:
-            raise ValueError("spiece.model is not a SentencePiece model")
-        yield key >> 3, value
+    try:
+        while at < len(data):
+            key, at = varint(at)
+            if key & 7 == 0:
+                value, at = varint(at)
+            else:
+                size, at = varint(at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+                value, at = data[at:at + size], at + size
+                if at > len(data):
+                    raise IndexError
+            yield key >> 3, value
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("spiece.model is cut short, or is not a SentencePiece model") from error
 
-# The training of a unigram model: begin with many pieces, then by turns estimate their probabilities (EM) and
-# drop those that the text needs least. All words at once, as arrays.
+# The training of a unigram model (Kudo 2018, section 3.2): begin with many pieces; by turns estimate their
+# probabilities and drop those the text needs least. Arrays hold all words at once: loops would take hours.
 
 
-def learn_pieces(words, number, longest=16, seeds=250_000):
-    """{word: count} -> the pieces, at most `number`, and their log probabilities; all characters are among them."""
-    lattice, place, length, weight = seed_lattice(words, longest, seeds)
-    probability = weight / weight.sum()
+def learn_pieces(words, number, longest=16):
+    """{word: count} -> at most `number` pieces, all letters among them, and their log probabilities."""
+    lattice, place, length, weight = seed_lattice(words, longest, 12 * number)
     while True:
-        for _ in range(2):
-            weight = lattice.expected(probability)
+        for _ in range(2):  # EM
+            weight = lattice.expected(weight / weight.sum())
             keep = (weight >= 0.5) | (length == 1)
             lattice, place, length, weight = lattice.only(keep), place[keep], length[keep], weight[keep]
-            score = digamma(np.maximum(weight, 0.5)) - digamma(weight.sum())  # for a sparse prior, as SentencePiece
-            probability = np.exp(score)
+            weight = np.maximum(weight, 0.5)
+        score = np.log(weight / weight.sum())
         if len(score) <= 1.1 * number:
             break
-        # the loss from dropping a piece: what the text says less well with the next best way to write the piece
+        # the loss without a piece: how much less likely is the next best way to write it, times its use
         word, piece = lattice.best(score)
-        count = np.bincount(piece, lattice.weight[word], len(score))
-        total = count.sum()
+        used = np.bincount(piece, lattice.weight[word], len(score))
         longer = np.flatnonzero(length > 1)
-        within = lattice.within(place[longer], length[longer])
-        word, piece = within.best(score)
-        parts = np.bincount(word, minlength=len(longer))
-        used = count[longer]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            other = np.bincount(word, np.log(count[piece] + used[word]), len(longer))
-            other -= parts * np.log(total + used * (parts - 1))
-            loss = np.full(len(score), np.inf)
-            loss[longer] = np.where(used > 0, used * (np.log(used) - np.log(total) - other), -1)
-        better = np.bincount(word, score[piece], len(longer)) > score[longer]
-        loss[longer[better]] = -1  # no text uses it: it is better written in parts
-        size = max(int(1.1 * number), int(0.75 * len(score)))
+        word, piece = lattice.within(place[longer], length[longer]).best(score)
+        loss = np.full(len(score), np.inf)
+        loss[longer] = used[longer] * (score[longer] - np.bincount(word, score[piece], len(longer)))
         keep = np.zeros(len(score), bool)
-        keep[np.argsort(-loss, kind="stable")[:size]] = True
-        keep &= loss >= 0
-        lattice, place, length, probability = lattice.only(keep), place[keep], length[keep], probability[keep]
-    order = np.lexsort((-score, length > 1))  # characters first, which all stay
-    order = order[:number][np.argsort(-score[order[:number]], kind="stable")]
+        keep[np.argsort(-loss, kind="stable")[:max(int(1.1 * number), int(0.75 * len(score)))]] = True
+        keep &= loss > 0
+        lattice, place, length, weight = lattice.only(keep), place[keep], length[keep], weight[keep]
+    order = np.lexsort((-score, length > 1))[:number]  # all letters, then the best of the others
+    order = order[np.argsort(-score[order], kind="stable")]
     return [lattice.text[place[i]:place[i] + length[i]] for i in order], score[order].tolist()
 
 
 def seed_lattice(words, longest, seeds):
-    """The characters and the most frequent substrings that more than one character follows, as pieces.
-
-    -> the Lattice of the words; and for each piece a place in its text, its length, and frequency x length.
-    """
+    """-> the Lattice of the words, whose pieces are their letters and the `seeds` substrings that cover most;
+    and of each piece: a place where it is in lattice.text, its length, and how many letters it covers."""
     text = "\0".join(words) + "\0"
     letters, letter = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
     last = np.flatnonzero(letter == 0)
     lengths = np.diff(last, prepend=-1) - 1
     counts = np.array(list(words.values()), float)
-    left = np.repeat(last, lengths + 1) - np.arange(len(text))  # characters from here to the end of the word
+    left = np.repeat(last, lengths + 1) - np.arange(len(text))  # letters from here to the end of the word
     weight = np.repeat(counts, lengths + 1)
-    # found[n - 1]: for substrings of n characters: where they are, and which they are there; and for each
-    # different one a first place, its frequency, and the frequency of the most frequent one that extends it
-    found, where = [], np.flatnonzero(left)
-    _, first, which = np.unique(letter[where], return_index=True, return_inverse=True)
+    # substrings of n letters from those of n - 1: where they are is `start`, `which` numbers different ones
+    start, which, frequency, arcs, pieces, seen = np.flatnonzero(left), 0, np.array([2]), [], [], 0
     for n in range(1, longest + 1):
-        if n > 1:
-            going_on = (left[where] >= n) & (total >= 2)[which]
-            where = where[going_on]
-            key, first, which = np.unique(which[going_on] * len(letters) + letter[where + n - 1],
-                                          return_index=True, return_inverse=True)
-        total = np.bincount(which, weight[where], len(first))
-        if n > 1:
-            np.maximum.at(found[-1][-1], key // len(letters), total)
-        found.append((where, which, where[first], total, np.zeros(len(total))))
-    length = np.concatenate([np.full(len(first), n + 1) for n, (_, _, first, _, _) in enumerate(found)])
-    place, frequency, extended = (np.concatenate(arrays) for arrays in list(zip(*found))[2:])
-    worth = np.where((frequency >= 2) & (extended < frequency), frequency * length, 0)
-    worth[length == 1] = np.inf
-    chosen = np.sort(np.argsort(-worth, kind="stable")[:min(seeds, np.count_nonzero(worth))])
-    number = np.full(len(worth), -1)
-    number[chosen] = np.arange(len(chosen))
-    arcs, seen = [], 0
-    for n, (where, which, _, total, _) in enumerate(found):
-        piece = number[seen + which]
-        arcs.append((where[piece >= 0], where[piece >= 0] + n + 1, piece[piece >= 0]))
-        seen += len(total)
+        more = (left[start] >= n) & (frequency[which] > 1)
+        key = (which * len(letters))[more] if n > 1 else 0
+        start = start[more]
+        _, first, which = np.unique(key + letter[start + n - 1], return_index=True, return_inverse=True)
+        frequency = np.bincount(which, weight[start])
+        arcs.append((start, start + n, which + seen))
+        pieces.append((start[first], np.full(len(first), n), n * frequency * (frequency > 1)))
+        seen += len(first)
     start, end, piece = map(np.concatenate, zip(*arcs))
+    place, length, covers = map(np.concatenate, zip(*pieces))
+    rank = np.argsort(np.where(length == 1, -np.inf, -covers), kind="stable")
+    keep = np.zeros(len(covers), bool)
+    keep[rank[:seeds]] = True
+    keep &= (covers > 0) | (length == 1)
+    arcs = keep[piece]
+    start, end, piece = start[arcs], end[arcs], (np.cumsum(keep) - 1)[piece[arcs]]
     begin = last - lengths
     depth = end - np.repeat(begin, lengths + 1)[end]
     lattice = Lattice.sorted(depth, start, end, piece, begin, last, counts, text)
-    return lattice, place[chosen], length[chosen], (frequency * length)[chosen]
+    return lattice, place[keep], length[keep], np.maximum(covers[keep], 0.5)
 
 
 class Lattice:
     """All ways to cut words into pieces. Places are counted through all words; a word goes from begin[w] to
-    last[w]; arc k says that piece[k] fills the places start[k] to end[k]. Arcs are sorted by their depth, which
-    is how far from the word's begin they end, so that one depth after the other can be done for all words."""
+    last[w]; arc k says that piece[k] fills the places from start[k] to end[k]. Arcs are sorted by depth: how
+    far from the word's begin they end. So one depth after the other can be done for all words at once."""
 
     def __init__(self, depth, start, end, piece, begin, last, weight, text=""):
         self.depth, self.start, self.end, self.piece = depth, start, end, piece
@@ -811,7 +819,7 @@ class Lattice:
         return cls(depth[order], start[order], end[order], piece[order], *rest)
 
     def only(self, keep):
-        """Without the arcs of other pieces; those kept are numbered anew."""
+        """Without the arcs of the other pieces; those kept are numbered anew."""
         arcs, number = keep[self.piece], np.cumsum(keep) - 1
         return Lattice(self.depth[arcs], self.start[arcs], self.end[arcs], number[self.piece[arcs]],
                        self.begin, self.last, self.weight, self.text)
@@ -829,46 +837,38 @@ class Lattice:
         return np.bincount(self.piece, forward[self.start] * step * backward[self.end], len(probability))
 
     def best(self, score):
-        """The pieces of the best way to cut each word -> (word, piece) of each (the Viterbi algorithm)."""
+        """-> word, piece: the pieces of the best way to cut each word (the Viterbi algorithm)."""
         step = score[self.piece]
         total = np.full(self.last[-1] + 1, -np.inf)
         total[self.begin] = 0
         for level in self.levels:
             np.maximum.at(total, self.end[level], total[self.start[level]] + step[level])
-        via = np.zeros(len(total), int)
+        last_arc = np.zeros(len(total), int)
         best = np.flatnonzero(total[self.start] + step == total[self.end])
-        via[self.end[best]] = best
+        last_arc[self.end[best]] = best
         word, place, found = np.arange(len(self.last)), self.last, []
         while len(word):
-            arc = via[place]
+            arc = last_arc[place]
             found.append((word, self.piece[arc]))
-            place = self.start[arc]
-            more = place > self.begin[word]
-            word, place = word[more], place[more]
+            more = self.start[arc] > self.begin[word]
+            word, place = word[more], self.start[arc][more]
         return map(np.concatenate, zip(*found))
 
     def within(self, place, length):
-        """The Lattice of the substrings that begin at place, each without the one arc that fills it all."""
+        """The Lattice of the substrings that begin at these places, each without the arc that fills it."""
         order = np.argsort(self.start, kind="stable")
-        first_arc = np.searchsorted(self.start[order], np.arange(self.last[-1] + 2))
+        bounds = np.searchsorted(self.start[order], np.arange(self.last[-1] + 2))  # of each place's arcs
         begin, arcs = np.cumsum(length + 1) - length - 1, []
-        for depth in range(length.max()):
-            word = np.flatnonzero(length > depth)
-            low, high = first_arc[place[word] + depth], first_arc[place[word] + depth + 1]
-            word, arc = np.repeat(word, high - low), np.repeat(low - np.cumsum(high - low) + high - low, high - low)
-            arc = order[arc + np.arange(len(arc))]
-            end = self.end[arc] - place[word]
-            inside = (end <= length[word]) & ((depth > 0) | (end < length[word]))
-            word, arc, end = word[inside], arc[inside], end[inside]
-            arcs.append((end, begin[word] + depth, begin[word] + end, self.piece[arc]))
+        for offset in range(length.max()):
+            word = np.flatnonzero(length > offset)
+            low, many = bounds[place[word] + offset], np.diff(bounds)[place[word] + offset]
+            arc = np.arange(many.sum()) + np.repeat(low - np.cumsum(many) + many, many)  # low, low + 1, ...
+            word, arc = np.repeat(word, many), order[arc]
+            depth = self.end[arc] - place[word]
+            inside = (depth <= length[word]) & ((offset > 0) | (depth < length[word]))
+            word, arc, depth = word[inside], arc[inside], depth[inside]
+            arcs.append((depth, begin[word] + offset, begin[word] + depth, self.piece[arc]))
         return Lattice.sorted(*map(np.concatenate, zip(*arcs)), begin, begin + length, None)
-
-
-def digamma(x):
-    """The derivative of log Gamma, for x >= 0.5: shifted up to where its asymptotic series is exact enough."""
-    shift = sum(1 / (x + i) for i in range(6))
-    x = x + 6
-    return np.log(x) - 1 / (2 * x) - 1 / (12 * x ** 2) + 1 / (120 * x ** 4) - 1 / (252 * x ** 6) - shift
 
 # -----------------------------------------------------------------------------
 # Any kind
@@ -893,8 +893,8 @@ def load(path_or_name):
     elif "tokenizer.json" in present:
         kind = kind_of(os.path.join(path, "tokenizer.json"))
     else:
-        raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with merges.txt, "
-                                f"encoder.json with vocab.bpe, or tokenizer.json")
+        raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "
+                                f"merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
     return KINDS[kind].from_directory(path)
 
 
@@ -953,8 +953,8 @@ def member(value, key, kind):
 
 def tokens_by_id(vocabulary):
     """{token: id} -> [token of id 0, token of id 1, ...]"""
-    if not isinstance(vocabulary, dict) or sorted(vocabulary.values(), key=str) != sorted(range(len(vocabulary)), key=str):
-        raise ValueError(f"the vocabulary's ids are not 0, 1, 2 and so on without a gap")
+    if not isinstance(vocabulary, dict) or set(vocabulary.values()) != set(range(len(vocabulary))):
+        raise ValueError("the ids of the vocabulary are not 0, 1, 2 and so on")
     return sorted(vocabulary, key=vocabulary.get)
 
 

@@ -382,7 +382,7 @@ class WordPiece(ByChunk):
         if letter in SPACES:
             return " "
         if self.split_ideographs and IDEOGRAPH.match(letter):
-            return f" {letter} "
+            letter = f" {letter} "
         if self.strip_accents:
             letter = regex.sub(r"\p{Mn}", "", unicodedata.normalize("NFD", letter))
         return lower(letter) if self.lowercase else letter

@@ -23,6 +23,7 @@ import struct
 import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import regex  # comes with tiktoken; the standard library's re has no \p{L}
@@ -92,10 +93,8 @@ class Tokenizer:
     @classmethod
     def from_directory(cls, path):
         """Reads the published files. ValueError in one line where they are damaged."""
-        try:
+        with naming(path):
             return cls._read(path)
-        except ValueError as error:
-            raise ValueError(f"{path} has no sound {cls.__name__} files: {error}") from error
 
 
 def without_surrogates(text):
@@ -210,7 +209,8 @@ class ByteLevelBPE(Tokenizer):
             if '"ByteLevel"' not in json.dumps(published.get("pre_tokenizer")) or published.get("normalizer"):
                 raise ValueError("tokenizer.json is of a BPE that is not byte-level")
             vocabulary, merges = member(model, "vocab", dict), member(model, "merges", list)
-            vocabulary |= {token["content"]: token["id"] for token in published.get("added_tokens", [])}
+            vocabulary |= {member(token, "content", str): member(token, "id", int)
+                           for token in member(published, "added_tokens", list)}
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
         bad = next((pair for pair in pairs if len(pair) != 2), None)
         if bad:
@@ -627,7 +627,10 @@ class Unigram(ByChunk):
             splits = json.dumps(published.get("pre_tokenizer"))
             if "WhitespaceSplit" not in splits or kinds.count("Replace") < 2:
                 raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
-            tokens, scores = map(list, zip(*member(member(published, "model", dict), "vocab", list)))
+            vocabulary = member(member(published, "model", dict), "vocab", list)
+            if [2] * len(vocabulary) != [isinstance(entry, list) and len(entry) for entry in vocabulary]:
+                raise ValueError("tokenizer.json has a vocabulary of other things than [token, score]")
+            tokens, scores = [token for token, _ in vocabulary], [score for _, score in vocabulary]
             charsmap = b"".join(base64.b64decode(member(step, "precompiled_charsmap", str))
                                 for step, kind in zip(steps, kinds) if kind == "Precompiled")
             symbols = [member(token, "content", str) for token in member(published, "added_tokens", list)
@@ -646,6 +649,8 @@ class Unigram(ByChunk):
             for word in regex.findall(r"\S+", blank.normalize(chunk)[0]):
                 for run in regex.findall(r"▁?(?:[\p{L}\p{M}]+|\p{N}+|[^\p{L}\p{M}\p{N}▁]+)|▁", "▁" + word):
                     words[run] += count
+        if not words:
+            return blank
         letters, covered = count_letters(words), ""
         missing = sum(count for _, count in letters)
         enough = 0.0005 * missing
@@ -883,29 +888,37 @@ def train(kind, texts, vocab_size):
 def load(path_or_name):
     """The tokenizer in a directory or of a name on the hub. ValueError or OSError where there is none."""
     path = local_directory(path_or_name)
-    present = set(os.listdir(path))
-    if "vocab.txt" in present:
-        kind = "wordpiece"
-    elif "spiece.model" in present:
-        kind = "unigram"
-    elif {"vocab.json", "merges.txt"} <= present or {"encoder.json", "vocab.bpe"} <= present:
-        kind = "bpe"
-    elif "tokenizer.json" in present:
-        kind = kind_of(os.path.join(path, "tokenizer.json"))
-    else:
-        raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "
-                                f"merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
+    with naming(path):
+        kind = kind_of(path)
     return KINDS[kind].from_directory(path)
 
 
 def kind_of(path):
-    """The kind in a tokenizer.json. The older ones do not name it."""
-    model = member(read_json(path), "model", dict)
+    present = set(os.listdir(path))
+    if "vocab.txt" in present:
+        return "wordpiece"
+    if "spiece.model" in present:
+        return "unigram"
+    if {"vocab.json", "merges.txt"} <= present or {"encoder.json", "vocab.bpe"} <= present:
+        return "bpe"
+    if "tokenizer.json" not in present:
+        raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "
+                                f"merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
+    model = member(read_json(os.path.join(path, "tokenizer.json")), "model", dict)
     guess = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
     kinds = {"BPE": "bpe", "WordPiece": "wordpiece", "Unigram": "unigram"}
-    if model.get("type", guess) not in kinds:
-        raise ValueError(f"{path}: {model['type']} is none of {', '.join(kinds)}")
+    if model.get("type", guess) not in kinds:  # older files do not name it
+        raise ValueError(f"tokenizer.json is of a {model['type']}, not of a {', '.join(kinds)}")
     return kinds[model.get("type", guess)]
+
+
+@contextmanager
+def naming(path):
+    """Errors about damaged files say where they are."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def local_directory(path_or_name):
@@ -941,20 +954,25 @@ def read_json(path):
 def read_config(path):
     """tokenizer_config.json, or {} where there is none."""
     path = os.path.join(path, "tokenizer_config.json")
-    return read_json(path) if os.path.exists(path) else {}
+    config = read_json(path) if os.path.exists(path) else {}
+    if not isinstance(config, dict):
+        raise ValueError("tokenizer_config.json is not an object")
+    return config
 
 
 def member(value, key, kind):
     """value[key], which must be of that type."""
     if not isinstance(value, dict) or not isinstance(value.get(key), kind):
-        raise ValueError(f"tokenizer.json has no {key}, or not as a {kind.__name__}")
+        raise ValueError(f"tokenizer.json has no {key}, or one that is not a {kind.__name__}")
     return value[key]
 
 
 def tokens_by_id(vocabulary):
     """{token: id} -> [token of id 0, token of id 1, ...]"""
-    if not isinstance(vocabulary, dict) or set(vocabulary.values()) != set(range(len(vocabulary))):
-        raise ValueError("the ids of the vocabulary are not 0, 1, 2 and so on")
+    if not isinstance(vocabulary, dict) or not all(isinstance(i, int) for i in vocabulary.values()):
+        raise ValueError("the vocabulary is not an object of tokens and ids")
+    if set(vocabulary.values()) != set(range(len(vocabulary))):
+        raise ValueError("the ids of the vocabulary are not 0, 1, 2 and so on: one is twice or missing")
     return sorted(vocabulary, key=vocabulary.get)
 
 

@@ -493,10 +493,13 @@ class Unigram(ByChunk):
         super().__init__(tokens, self.ROLES)
         self.scores, self.lowercase, self.keep_accents = list(scores), lowercase, keep_accents
         self.charsmap, self.symbols = charsmap, sorted(symbols, key=len, reverse=True)
+        if not set(symbols) <= set(tokens):
+            raise ValueError(f"the vocabulary has no {', '.join(sorted(set(symbols) - set(tokens)))}")
         if self.unk_id != 1:
             raise ValueError(f"<unk> has id {self.unk_id}; ALBERT's has 1, and transformers knows no other")
-        self.replacement = Cache(Charsmap(charsmap).find)
-        self.unreplaced = {c for c in map(chr, range(128)) if self.replacement[c] is None}
+        if charsmap:
+            self.replacement = Cache(Charsmap(charsmap).find)
+            self.unreplaced = {c for c in map(chr, range(128)) if self.replacement[c] is None}
         self.chunk_pattern = re.compile(r"[^ \t\n\r]+")
         if symbols:  # they divide words as white space does, whatever stands beside them
             symbol = "|".join(map(re.escape, self.symbols))
@@ -526,7 +529,7 @@ class Unigram(ByChunk):
             places = [match.end() - 1 for match in matches]
         letters = [self.letters[letter] for letter in letters]
         text, places = "".join(letters), [place for place, letter in zip(places, letters) for _ in letter]
-        if self.unreplaced.issuperset(text):
+        if not self.charsmap or self.unreplaced.issuperset(text):
             return text, places
         replaced = []  # transformers looks up short clusters of characters whole, others by character
         for cluster in regex.finditer(r"\X", text):
@@ -628,7 +631,8 @@ class Unigram(ByChunk):
             if "WhitespaceSplit" not in splits or kinds.count("Replace") < 2:
                 raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
             vocabulary = member(member(published, "model", dict), "vocab", list)
-            if [2] * len(vocabulary) != [isinstance(entry, list) and len(entry) for entry in vocabulary]:
+            if not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+                       and isinstance(entry[1], (int, float)) for entry in vocabulary):
                 raise ValueError("tokenizer.json has a vocabulary of other things than [token, score]")
             tokens, scores = [token for token, _ in vocabulary], [score for _, score in vocabulary]
             charsmap = b"".join(base64.b64decode(member(step, "precompiled_charsmap", str))
@@ -661,9 +665,10 @@ class Unigram(ByChunk):
         if room < len(covered):
             raise ValueError(f"a vocabulary of {vocab_size} has no room for {len(covered)} characters and "
                              f"{len(specials)} special tokens")
-        runs = Counter()  # without the rare characters, and not so long that probabilities get too small
+        # without the rare characters, and not so long that probabilities get too small
+        runs, find = Counter(), re.compile(f"[{re.escape(covered)}]{{1,32}}").findall
         for word, count in words.items():
-            for run in re.findall(f"[{re.escape(covered)}]{{1,32}}", word):
+            for run in find(word):
                 runs[run] += count
         pieces, scores = learn_pieces(dict(runs.most_common(300_000)), room)
         return cls(specials + pieces, [0.0] * len(specials) + scores)
@@ -674,11 +679,9 @@ class Charsmap:
 
     def __init__(self, data):
         size = int.from_bytes(data[:4], "little")
-        if size % 4 or data and size + 4 > len(data):
+        if not size or size % 4 or size + 4 > len(data):
             raise ValueError("the table of character replacements is damaged")
-        self.units, self.strings = [0], data[4 + size:]  # of an empty table: one unit that leads nowhere
-        if size:
-            self.units = np.frombuffer(data, "<u4", size // 4, 4).tolist()
+        self.units, self.strings = np.frombuffer(data, "<u4", size // 4, 4).tolist(), data[4 + size:]
 
     def find(self, letters):
         """The replacement of the shortest key that letters begin with, or None."""
@@ -703,17 +706,20 @@ def read_sentencepiece(data):
     tokens, scores, types, specs = [], [], [], {}
     for number, value in fields(data):
         if number == 1:
-            piece = dict(fields(value))
-            tokens.append(piece.get(1, b"").decode())
-            scores.append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
-            types.append(piece.get(3, 1))
+            piece = {1: b"", 2: bytes(4), 3: 1} | dict(fields(value))
+            if [type(piece[n]) for n in (1, 2, 3)] != [bytes, bytes, int] or len(piece[2]) != 4:
+                raise ValueError(f"piece {len(tokens)} of spiece.model is damaged")
+            tokens.append(piece[1].decode())
+            scores.append(struct.unpack("<f", piece[2])[0])
+            types.append(piece[3])
         elif number in (2, 3):
             specs[number] = dict(fields(value))
     if len(specs) < 2:
         raise ValueError("spiece.model is cut short")
-    if specs[2].get(3, 1) != 1:
+    charsmap = specs[3].get(2, b"")
+    if specs[2].get(3, 1) != 1 or not isinstance(charsmap, bytes):
         raise ValueError("spiece.model is not of a unigram model")
-    return tokens, scores, types, specs[3].get(2, b"")
+    return tokens, scores, types, charsmap
 
 
 def fields(data):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data import topics
@@ -476,6 +477,13 @@ def test_damaged_sentencepiece_model(tmp_path):
         (tmp_path / "spiece.model").write_bytes(data[:length])
         with pytest.raises(ValueError, match="spiece.model|vocabulary|table"):
             tokenizer.load(str(tmp_path))
+    source = random.Random(1)
+    for _ in range(15):  # a changed byte may go unnoticed, but fails in no other way
+        changed = bytearray(data)
+        place = source.choice([source.randrange(400), source.randrange(len(data))])
+        changed[place] ^= 1 << source.randrange(8)
+        with suppress(ValueError):
+            assert len(tokenizer.read_sentencepiece(bytes(changed))[0]) <= len(tokens)
     (tmp_path / "spiece.model").write_bytes(b"not a model at all, but text")
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         tokenizer.load(str(tmp_path))

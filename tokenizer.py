@@ -292,8 +292,8 @@ def unspell(text):
 # -----------------------------------------------------------------------------
 # WordPiece and unigram go by chunks: parts of a text whose tokens do not depend on what stands around them.
 # A text has far more chunks than different ones, so each is worked out once and then only looked up.
-# Ids are those of transformers, except for some characters that Unicode 9 and later have added or put in another
-# class: the tables there are older than Python's.
+# Ids are those of transformers, except for some characters that Unicode 9 and later have added or put in
+# another class: the tables there are older than Python's.
 
 class ByChunk(Tokenizer):
     """For kinds with a chunk_pattern, normalize_letter(letter) and pieces(chunk) -> [(id, start, end)]."""

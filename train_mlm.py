@@ -32,6 +32,7 @@ import data
 import tokenizer as tokenizers
 
 SENTENCE_TASK = {"bert": "nsp", "roberta": None, "albert": "sop"}
+TOKENIZER = {"bert": "wordpiece", "roberta": "bpe", "albert": "unigram"}  # trained on the data, as published
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 DEFAULTS = {
@@ -61,7 +62,7 @@ def parser():
     add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
     add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
     add("--text_field", default="text", help="of .jsonl, .csv, .parquet and hub data")
-    add("--tokenizer", help="a kind to train (bpe), a directory or a hub name")
+    add("--tokenizer", help="a kind to train (bpe, wordpiece, unigram), or a directory or hub name")
     add("--vocab_size", type=int, default=8192, help="of a tokenizer trained here")
     add("--cache_dir", default="cache", help="for token files")
     # masking
@@ -156,7 +157,8 @@ def load_state(out_dir):
 
 def open_data(args, rank, world):
     """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process prepares, the others wait."""
-    name = args.tokenizer or (args.init_from if args.init_from not in ("scratch", "resume") else "bpe")
+    fresh = args.init_from in ("scratch", "resume")
+    name = args.tokenizer or (TOKENIZER[args.model] if fresh else args.init_from)
     tokenizer = name if name in tokenizers.KINDS else tokenizers.load(name)
     folder = [None]
     if rank == 0:

@@ -241,7 +241,7 @@ def test_training_goes_on_from_a_checkpoint(flags, tmp_path):
     train_mlm.main(flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a"))
     a, b = (read_log(tmp_path / name) for name in "ab")
     assert b[1]["loss"] < a[1]["loss"] - 0.2
-    assert (tmp_path / "a" / "vocab.json").read_bytes() == (tmp_path / "b" / "vocab.json").read_bytes()
+    assert (tmp_path / "a" / "vocab.txt").read_bytes() == (tmp_path / "b" / "vocab.txt").read_bytes()
 
 
 def test_max_minutes_ends_a_run(flags, tmp_path):

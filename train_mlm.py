@@ -36,11 +36,11 @@ TOKENIZER = {"bert": "wordpiece", "roberta": "bpe", "albert": "unigram"}  # trai
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 DEFAULTS = {
-    "cpu": dict(preset={"bert": "bert-mini", "roberta": "roberta-tiny", "albert": "albert-tiny"},
-                batch_size=32, lr=1e-3, max_minutes=4.0,
-                eval_interval=250, save_interval=250, log_interval=20),
+    "cpu": dict(preset={"bert": "bert-laptop", "roberta": "roberta-laptop", "albert": "albert-laptop"},
+                seq_length=64, batch_size=32, max_minutes=4.0,
+                eval_interval=1000, save_interval=1000, log_interval=100),
     "cuda": dict(preset={"bert": "bert-10m", "roberta": "roberta-18m", "albert": "albert-8m"},
-                 batch_size=256, lr=1e-3, max_minutes=10.0,
+                 seq_length=128, batch_size=256, max_minutes=10.0,
                  eval_interval=1000, save_interval=1000, log_interval=50),
 }
 EVAL_SEED = 0  # validation masks are the same in every run
@@ -66,7 +66,7 @@ def parser():
     add("--vocab_size", type=int, default=8192, help="of a tokenizer trained here")
     add("--cache_dir", default="cache", help="for token files")
     # masking
-    add("--seq_length", type=int, default=128, help="tokens in a row, special ones included")
+    add("--seq_length", type=int, help="tokens in a row; default: 64 on the CPU, 128 on CUDA")
     add("--mask_prob", type=float, default=0.15, help="share of the tokens to predict, in training")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"))
@@ -76,7 +76,7 @@ def parser():
     add("--max_steps", type=int, help="length of the run, in optimizer steps")
     add("--epochs", type=float, help="or in passes over the data")
     add("--max_minutes", type=float, help="or in minutes of training, with the schedule fitted to them")
-    add("--lr", type=float, help="peak learning rate")
+    add("--lr", type=float, help="peak learning rate; default: by the size of the model")
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help="of --lr")
     add("--warmup", type=float, default=0.06, help="share of the run")
     add("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
@@ -224,6 +224,13 @@ def make_optimizer(model, args):
     return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
 
 
+def default_lr(config):
+    """With post-LN a rate that is too high ends at the unigram line: the deeper and wider, the lower."""
+    if config.num_hidden_layers == 1:
+        return 2e-3
+    return 5e-4 if config.hidden_size <= 512 else 1e-4
+
+
 def learning_rate(args, progress):
     """progress: the share of the run that is over, 0 to 1."""
     if progress < args.warmup:
@@ -348,6 +355,7 @@ def train(args, state, device, rank, world):
     if needed > free:  # weights twice, the optimizer's two averages, and one file twice while it is written
         raise OSError(f"{args.out_dir}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} are free")
     model.to(device)
+    args.lr = args.lr or default_lr(model.config)
     optimizer = make_optimizer(model, args)
     step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
     if state:

@@ -53,8 +53,9 @@ def bench_tokenizers(args):
             def cold():  # a new object, so that its word cache is empty
                 return tokenizers.load(folder).encode_batch(paragraphs)
             seconds = in_turn({"ours": cold, "rust": lambda: rust.encode_batch_fast(paragraphs)}, args.rounds)
-        print(f"{kind:10} trained in {training:4.1f} s; encodes {megabytes / seconds['ours']:5.1f}, Hugging Face "
-              f"{megabytes / seconds['rust']:5.1f}, ratio {seconds['rust'] / seconds['ours']:.2f}", flush=True)
+        speed = {name: megabytes / value for name, value in seconds.items()}
+        print(f"{kind:10} trained in {training:4.1f} s; encodes {speed['ours']:5.1f}, Hugging Face "
+              f"{speed['rust']:5.1f}, ratio {speed['ours'] / speed['rust']:.2f}", flush=True)
 
 
 def bench_pretraining(args):
@@ -88,9 +89,10 @@ def bench_pretraining(args):
                 ids, positions, labels, sentence_labels=sentence)[0], dtype),
             "theirs": lambda: step(theirs, lambda: theirs(
                 input_ids=ids, labels=all_labels, next_sentence_label=sentence).loss, dtype)}, args.rounds)
-        print(f"bert-mini {dtype}: {ids.numel() / seconds['ours']:,.0f} tokens/s, transformers "
-              f"{ids.numel() / seconds['theirs']:,.0f}, ratio {seconds['theirs'] / seconds['ours']:.2f}; first "
-              f"losses {losses[ours][0]:.4f} and {losses[theirs][0]:.4f}", flush=True)
+        speed = {name: ids.numel() / value for name, value in seconds.items()}
+        print(f"bert-mini {dtype}: {speed['ours']:,.0f} tokens/s, transformers {speed['theirs']:,.0f}, ratio "
+              f"{speed['ours'] / speed['theirs']:.2f}; first losses {losses[ours][0]:.4f} and "
+              f"{losses[theirs][0]:.4f}", flush=True)
 
 
 def main():

@@ -55,6 +55,9 @@ class BertConfig:
             value, limit = getattr(self, field.name), 1000 if field.name == "num_hidden_layers" else 10**7
             if field.type is int and (type(value) is not int or not 0 <= value <= limit):
                 raise ValueError(f"config: {field.name} = {value!r} is no whole number from 0 to {limit:,}")
+            kinds = (int, float) if field.type is float else field.type
+            if not isinstance(value, kinds) and value is not field.default:
+                raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
         if self.num_attention_heads == 0 or self.hidden_size % self.num_attention_heads:
             raise ValueError(f"config: {self.num_attention_heads} heads do not divide a width of "
                              f"{self.hidden_size}")
@@ -371,7 +374,7 @@ def hf_keys(model):
 
 
 def save_checkpoint(model, path):
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     os.makedirs(path, exist_ok=True)
     keys, bare = hf_keys(model), not hasattr(model, "encoder")
     weights = {keys[name].removeprefix(BASE if bare else ""): tensor.detach().cpu().contiguous()
@@ -379,15 +382,18 @@ def save_checkpoint(model, path):
     config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
     config["label2id"] = {label: i for i, label in model.config.id2label.items()}
     del config["num_labels"]  # transformers counts id2label
-    # each file appears whole or not at all
-    files = {name: os.path.join(path, name) for name in ("model.safetensors", "config.json")}
-    save_file(weights, files["model.safetensors"] + ".tmp", metadata={"format": "pt"})
-    with open(files["config.json"] + ".tmp", "w", encoding="utf-8") as f:
-        f.write(json.dumps(config, indent=2) + "\n")
-    for file in files.values():
-        with open(file + ".tmp", "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(file + ".tmp", file)
+    for name, content in (("model.safetensors", save(weights, metadata={"format": "pt"})),
+                          ("config.json", json.dumps(config, indent=2).encode() + b"\n")):
+        file = os.path.join(path, name)
+        try:  # a file appears whole or not at all
+            with open(file + ".tmp", "wb") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(file + ".tmp", file)
+        except OSError:
+            os.remove(file + ".tmp")
+            raise
 
 
 def load_checkpoint(cls, path_or_name, overrides):
@@ -448,6 +454,8 @@ def read_config(path, overrides):
             found = json.load(f)
     except ValueError as error:
         raise ValueError(f"{path}/config.json is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}/config.json is not a JSON object")
     for name, ours in (("model_type", MODEL_TYPE), ("position_embedding_type", "absolute"),
                        ("is_decoder", False), ("tie_word_embeddings", True)):
         if found.get(name, ours) != ours:
@@ -475,7 +483,10 @@ def read_weights(path):
             with open(file, encoding="utf-8") as f:
                 shards = sorted({os.path.basename(name) for name in json.load(f)["weight_map"].values()})
             weights = {key: t for name in shards for key, t in load_file(os.path.join(path, name)).items()}
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+            raise ValueError("not all values are tensors")
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
+            AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file} is damaged or holds more than tensors: {reason}") from error
     # files of 2018 name the parameters of a LayerNorm as TensorFlow does

@@ -45,7 +45,7 @@ class Corpus:
     validation: "Corpus | None" = None  # of its own, if it brings one
 
 
-HUB = {  # short names, and those whose rows are lines rather than documents
+HUB = {  # short names; a row of these is a line, of other data sets on the hub a document
     "wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1",
     "wikitext103": "Salesforce/wikitext:wikitext-103-raw-v1",
 }
@@ -99,12 +99,16 @@ def read_file(file, text_field):
                                  "--text_field") from error
             yield paragraphs(text, f"{file}, line {number}")
     elif file.endswith(".csv"):
+        csv.field_size_limit(2**31 - 1)  # the default of 128 kB is less than a long article
         reader = csv.DictReader(line + "\n" for _, line in decoded_lines(file))
-        for row in reader:
-            if text_field not in row:
-                raise ValueError(f"{file}: no column {text_field!r} among {', '.join(reader.fieldnames)}; "
-                                 "name it with --text_field")
-            yield paragraphs(row[text_field], f"{file}, line {reader.line_num}")
+        try:
+            for row in reader:
+                if text_field not in row:
+                    raise ValueError(f"{file}: no column {text_field!r} among "
+                                     f"{', '.join(reader.fieldnames)}; name it with --text_field")
+                yield paragraphs(row[text_field], f"{file}, line {reader.line_num}")
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
     else:
         import pyarrow
         import pyarrow.parquet
@@ -276,8 +280,8 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
         print(f"  {tokenizer.vocab_size:,} ids in {time.time() - start:.0f} s", flush=True)
     if tokenizer.sep_id is None or tokenizer.mask_id is None:
         raise ValueError("the tokenizer has no mask token or no separator (GPT-2's has none; RoBERTa's does)")
-    os.makedirs(cache_dir, exist_ok=True)
     temporary = f"{folder}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
     os.makedirs(temporary)
     try:
         meta = {"format": FORMAT, "corpus": corpus.name, "fingerprint": corpus.fingerprint,
@@ -291,8 +295,11 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
                 raise ValueError(f"{corpus.name}: no text for {split}")
         with open(os.path.join(temporary, "meta.json"), "w") as f:
             json.dump(meta, f, indent=2)
-        if not os.path.isdir(folder):  # another process may have been as fast
+        try:
             os.rename(temporary, folder)
+        except OSError:
+            if not os.path.isdir(folder):  # else another process was as fast, with the same result
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -355,7 +362,7 @@ def write_tokens(path, documents, tokenizer, dtype, total):
                 if at > first:
                     stream.append([tokenizer.sep_id])
                     at += 1
-            tokens_file.write(np.concatenate([[], *stream]).astype(dtype).tobytes())
+            tokens_file.write(np.concatenate([np.empty(0, dtype), *stream]).astype(dtype).tobytes())
             documents_file.write(np.array(opening, dtype=np.uint64).tobytes())
             sentences_file.write(np.array(inside, dtype=np.uint64).tobytes())
             counts["tokens"] = at
@@ -419,7 +426,7 @@ def load(folder):
 # -----------------------------------------------------------------------------
 # Rows, pairs and masks
 
-ORDER, PAIRS, MASKS = 1, 2, 3  # what a random number is for
+ORDER, PAIRS, MASKS, DROPOUT = 1, 2, 3, 4  # what a random number is for
 
 def random_numbers(seed, purpose, epoch, row=0):
     """Philox is a counter run through a cipher: with a key and a counter of its own, every row of every epoch
@@ -547,8 +554,8 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
 
     ids (B, T), not changed; streams: B random generators. Of the chosen tokens 80 % become [MASK], 10 % a
     random token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens,
-    "word" whole words, "ngram" spans of one to three words, of n with a probability in proportion to 1/n
-    (ALBERT, section 4.1).
+    "word" whole words (in byte-level BPE those begin with a space, as in fairseq), "ngram" spans of one to
+    three words, of n with a probability in proportion to 1/n (ALBERT, section 4.1).
 
     Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and
     -100 where a row has fewer tokens to choose or the next word would be too long.
@@ -598,6 +605,8 @@ def choose_words(begins, special, k, stream, longest):
                 break
         if len(chosen) == k:
             break
+    if not chosen and free.any():  # every word is longer than the budget: a part of the first
+        chosen = range(first[free][0], first[free][0] + k)
     return np.array(chosen, dtype=np.int64)
 
 

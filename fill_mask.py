@@ -47,7 +47,8 @@ def fill(model, tokenizer, text, top=5):
     if positions.numel() == 0:
         raise ValueError(f"no [MASK] or <mask> in {text!r}")
     logits, _ = model(ids, positions)
-    p, best = logits[0].softmax(-1).topk(min(top, logits.shape[-1]))  # (K, top)
+    logits = logits[0, :, :tokenizer.vocab_size]  # a model may have more ids, to fill up its matrix
+    p, best = logits.softmax(-1).topk(min(top, tokenizer.vocab_size))  # (K, top)
     return [[(tokenizer.decode([i]), x) for i, x in zip(row_ids, row_p)]
             for row_ids, row_p in zip(best.tolist(), p.tolist())]
 

@@ -15,13 +15,16 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields
+from datetime import timedelta
 from pickle import UnpicklingError
 
 import numpy as np
@@ -46,8 +49,8 @@ DEFAULTS = {
 EVAL_SEED = 0  # validation masks are the same in every run
 
 # dense bfloat16 peak in FLOP/s, from the data sheets
-PEAK = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12,
-        "L4": 121e12, "4090": 165e12, "3090": 71e12}
+PEAK = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+        "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
 def parser():
@@ -85,7 +88,7 @@ def parser():
     add("--eps", type=float, default=1e-6)
     add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
     # machine
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the weights, the order, the masks and the dropout")
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is faster")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
@@ -104,6 +107,7 @@ def parser():
 # Setting up: whatever can be wrong with the input is found here, before anything is written
 
 LENGTHS = ("max_steps", "epochs", "max_minutes")
+FIXED = ("model", "preset", "dropout", "seed", "batch_size", "seq_length", "masking")  # when a run is resumed
 OUTPUTS = ("resume.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer_config.json",
            "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")  # what a run may write into out_dir
 
@@ -119,15 +123,16 @@ def parse_arguments(argv):
         args = p.parse_args(argv)
         if all(getattr(args, name) is None for name in LENGTHS):
             vars(args).update({name: before[name] for name in LENGTHS})
-        for name in ("model", "preset"):
+        for name in FIXED:
             if getattr(args, name) != before[name]:
-                raise ValueError(f"{args.out_dir} holds a run of {before[name]}, not {getattr(args, name)}")
+                raise ValueError(f"{args.out_dir} holds a run with --{name} {before[name]}, and "
+                                 f"{getattr(args, name)} does not go on with it")
         args.init_from = before["init_from"]
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = args.device.split(":")[0]
-    if kind not in DEFAULTS or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device {args.device}: not a device of this machine; take cpu"
-                         + " or cuda" * torch.cuda.is_available())
+    kind, _, index = args.device.partition(":")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if not (index or "0").isdigit() or int(index or 0) >= here.get(kind, 0):
+        raise ValueError(f"--device {args.device}: this machine has a cpu and {here['cuda']} cuda devices")
     args.out_dir = args.out_dir or f"out/{args.model}"
     length_given = any(getattr(args, name) is not None for name in LENGTHS)
     for name, value in DEFAULTS[kind].items():
@@ -135,16 +140,24 @@ def parse_arguments(argv):
             setattr(args, name, value[args.model] if isinstance(value, dict) else value)
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise ValueError("give one of --max_steps, --epochs and --max_minutes")
-    for name in ("batch_size", "accumulation", "log_interval", "eval_interval", "save_interval", *LENGTHS):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
+    for name in ("lr", "batch_size", "accumulation", "seq_length", "vocab_size", "threads",
+                 "log_interval", "eval_interval", "save_interval", *LENGTHS):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive")
-    if not 0 < args.mask_prob < 1:
-        raise ValueError("--mask_prob must be between 0 and 1")
-    if state is None and not args.overwrite and not args.dry_run:
-        for name in OUTPUTS:
-            if os.path.exists(os.path.join(args.out_dir, name)):
-                raise ValueError(f"{args.out_dir} holds a run already: go on with it by --init_from resume, "
-                                 "choose another --out_dir, or replace it by --overwrite")
+    for name in ("clip", "weight_decay", "seed", "eval_rows"):
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"--{name} must not be negative")
+    for name in ("mask_prob", "warmup", "beta1", "beta2"):
+        if not 0 < getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be between 0 and 1")
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        raise ValueError("--dropout must be at least 0 and less than 1")
+    if state is None and not args.overwrite and not args.dry_run and os.path.isdir(args.out_dir):
+        there = set(OUTPUTS) & set(os.listdir(args.out_dir))
+        if there:
+            resume = "go on with it by --init_from resume, " if "resume.pt" in there else ""
+            raise ValueError(f"{args.out_dir} holds a run already: {resume}choose another --out_dir, or "
+                             "replace it by --overwrite")
     return args, state
 
 
@@ -158,18 +171,36 @@ def load_state(out_dir):
         raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def open_data(args, rank, world):
-    """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process prepares, the others wait."""
-    name = args.tokenizer or (TOKENIZER[args.model] if args.init_from == "scratch" else args.init_from)
-    tokenizer = name if name in tokenizers.KINDS else tokenizers.load(name)
-    folder = [None]
-    if rank == 0:
-        corpus = data.open_corpus(args.data, args.text_field)
-        validation = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
-        folder = [data.prepare(corpus, validation, tokenizer, args.vocab_size, args.cache_dir)]
-    if world > 1:
-        dist.broadcast_object_list(folder)
-    return *data.load(folder[0]), folder[0]
+def open_tokenizer(args, state):
+    """-> a Tokenizer, or the kind of it to train. A checkpoint goes on with its own."""
+    name = args.tokenizer or TOKENIZER[args.model]
+    if args.init_from == "scratch":
+        return name if name in tokenizers.KINDS else tokenizers.load(name)
+    own = tokenizers.load(args.out_dir if state else args.init_from)
+    if args.tokenizer and (name in tokenizers.KINDS or tokenizers.load(name).hash() != own.hash()):
+        raise ValueError(f"--tokenizer {name} is not the tokenizer of {args.init_from}; leave it out")
+    return own
+
+
+def open_data(args, state, control):
+    """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process of a machine prepares the token
+    files; the others wait for it, or for its error."""
+    tokenizer, result = open_tokenizer(args, state), None
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        try:
+            corpus = data.open_corpus(args.data, args.text_field)
+            validation = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
+            result = data.prepare(corpus, validation, tokenizer, args.vocab_size, args.cache_dir)
+        except (ValueError, OSError) as error:
+            result = error
+    results = [result]
+    if control:
+        results = [None] * dist.get_world_size()
+        dist.all_gather_object(results, result, group=control)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return *data.load(results[0]), results[0]
 
 
 def build_model(args, tokenizer, state):
@@ -177,15 +208,15 @@ def build_model(args, tokenizer, state):
     module = importlib.import_module(args.model)
     dropout = {} if args.dropout is None else {
         field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
+    torch.manual_seed(args.seed)
     if state:
         model = module.ForPreTraining(module.Config(**state["config"]))
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.pop("model"))
     elif args.init_from == "scratch":
         if args.preset not in module.PRESETS:
             raise ValueError(f"no preset {args.preset}; {args.model}.py has {', '.join(module.PRESETS)}")
         config = module.Config(**{**module.PRESETS[args.preset], "vocab_size": tokenizer.vocab_size,
                                   "pad_token_id": tokenizer.pad_id, **dropout})
-        torch.manual_seed(args.seed)
         model = module.ForPreTraining(config)
     else:
         model = module.ForPreTraining.from_pretrained(args.init_from, **dropout)
@@ -304,8 +335,9 @@ def show_fills(model, rows, tokenizer, device):
                   tokenizer.decode(ids[0, position + 1:position + 9].tolist())]
         ids[0, position] = tokenizer.mask_id
         types = {"token_type_ids": torch.from_numpy(batch["token_type_ids"]).to(device)} if rows.task else {}
-        logits, _ = model(torch.from_numpy(ids).to(device), torch.tensor([[position]]).to(device), **types)
-        p, best = logits[0, 0].float().softmax(-1).topk(3)
+        ids, position = torch.from_numpy(ids).to(device), torch.tensor([[position]], device=device)
+        logits, _ = model.forward(ids, position, **types)  # forward: nothing is compiled for eight rows
+        p, best = logits[0, 0, :tokenizer.vocab_size].float().softmax(-1).topk(3)
         guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in zip(p.tolist(), best.tolist()))
         word = tokenizer.decode([truth]).strip()
         print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{word}] {around[1].strip()}...")
@@ -313,19 +345,41 @@ def show_fills(model, rows, tokenizer, device):
     model.train()
 
 
+def check_disk(out_dir, n_parameters):
+    """A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages), 4 in model.safetensors, and
+    12 more while the next resume.pt is written beside the last."""
+    there = sum(entry.stat().st_size for entry in os.scandir(out_dir)) if os.path.isdir(out_dir) else 0
+    needed = 28 * n_parameters - there
+    folder = os.path.abspath(out_dir)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{out_dir}: checkpoints need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
+
+
 def save_state(file, state):
     """All that resuming needs in one file, so that at no moment parts of two steps lie there."""
-    torch.save(state, file + ".tmp")
-    with open(file + ".tmp", "rb+") as f:
-        os.fsync(f.fileno())
+    try:
+        with open(file + ".tmp", "wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        os.remove(file + ".tmp")
+        raise OSError(f"{file} could not be written, the disk may be full; what was saved before is kept "
+                      f"({str(error).splitlines()[0]})") from error
     os.replace(file + ".tmp", file)
 
 
-def train(args, state, device, rank, world):
+def train(args, state, device, rank, world, control):
+    """control: a group of all processes for what the CPU has to agree on; None if there is one process."""
     # data and model
-    splits, tokenizer, folder = open_data(args, rank, world)
+    splits, tokenizer, folder = open_data(args, state, control)
     if state and state["tokenizer"] != tokenizer.hash():
-        raise ValueError(f"{args.out_dir} was trained with another tokenizer, or on other text, than now")
+        raise ValueError(f"{args.out_dir} was trained with another tokenizer than the flags give now")
+    if state and state["data"] != os.path.basename(folder):
+        raise ValueError(f"{args.out_dir} was trained on other text than the flags give now")
     model = build_model(args, tokenizer, state)
     if args.batch_size % (args.accumulation * world):
         raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
@@ -337,6 +391,9 @@ def train(args, state, device, rank, world):
     if len(rows) < args.batch_size:
         raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
                          f"of {args.batch_size}")
+    if task == "nsp" and rows.pairs(0)[2].mean() < 0.3:
+        raise ValueError(f"{' '.join(args.data)} has too few documents to pair sentences of different ones, "
+                         "as BERT's second task does; put blank lines between documents, or take RoBERTa")
     chosen = np.arange(len(val_rows))
     if 0 < args.eval_rows < len(val_rows):
         chosen = np.linspace(0, len(val_rows) - 1, args.eval_rows).astype(int)
@@ -344,42 +401,42 @@ def train(args, state, device, rank, world):
     unigram = data.unigram_nats(np.concatenate([batch["labels"].ravel() for batch in val_batches]))
 
     # machine
-    args.dtype = args.dtype or pick_dtype(device)
+    dtype = [args.dtype or pick_dtype(device)]
+    if world > 1:  # a measurement, and all must take the same
+        dist.broadcast_object_list(dtype, group=control)
+    args.dtype = dtype[0]
     args.compile = device.type == "cuda" if args.compile is None else args.compile
-    if args.epochs:
-        epoch_steps = len(splits["train"].tokens) / rows.width / args.batch_size
-        args.max_steps = max(1, round(args.epochs * epoch_steps))
     max_steps = args.max_steps
+    if args.epochs:
+        max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
     n_parameters = sum(p.numel() for p in model.parameters())
-    needed, free = 20 * n_parameters, shutil.disk_usage(nearest_directory(args.out_dir)).free
-    if needed > free:  # weights twice, the optimizer's two averages, and one file twice while it is written
-        raise OSError(f"{args.out_dir}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} are free")
+    check_disk(args.out_dir, n_parameters)
     model.to(device)
     args.lr = args.lr or default_lr(model.config)
     optimizer = make_optimizer(model, args)
     step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
     if state:
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(state.pop("optimizer"))
         step, before, smoothed = state["step"], state["elapsed"], state["smoothed"]
     if args.compile:
         model.compile()  # in place: the names of the parameters stay
-    parallel, control = model, None
-    if world > 1:
-        parallel = torch.nn.parallel.DistributedDataParallel(model)
-        control = dist.new_group(backend="gloo")
+    parallel = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
     amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
 
     writes = rank == 0 and not args.dry_run
     log_file = os.path.join(args.out_dir, "log.jsonl")
-    if writes:
+
+    def open_out_dir():
         os.makedirs(args.out_dir, exist_ok=True)
         if state:
-            keep_lines(log_file, step)
-        else:
-            for name in OUTPUTS:
-                if os.path.exists(os.path.join(args.out_dir, name)):
-                    os.remove(os.path.join(args.out_dir, name))
-            tokenizer.save(args.out_dir)
+            return keep_lines(log_file, step)
+        for name in OUTPUTS:
+            if os.path.exists(os.path.join(args.out_dir, name)):
+                os.remove(os.path.join(args.out_dir, name))
+        with tempfile.TemporaryDirectory(dir=args.out_dir) as folder:
+            tokenizer.save(folder)
+            for name in os.listdir(folder):
+                os.replace(os.path.join(folder, name), os.path.join(args.out_dir, name))
 
     def log(**line):
         if writes:
@@ -392,7 +449,7 @@ def train(args, state, device, rank, world):
                 "config": asdict(model.config), "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(), "step": step,
                 "elapsed": before + time.time() - start, "smoothed": smoothed, "args": vars(args),
-                "tokenizer": tokenizer.hash()})
+                "tokenizer": tokenizer.hash(), "data": os.path.basename(folder)})
             model.save_pretrained(args.out_dir)
 
     say = print if rank == 0 else lambda *a, **k: None
@@ -407,7 +464,26 @@ def train(args, state, device, rank, world):
     say(f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss below it.")
     if state:
         say(f"resuming {args.out_dir} at step {step:,}")
-    else:
+
+    def read_batches(step):
+        """The micro-batches of this process for a step."""
+        first = step * args.batch_size + rank * micro * args.accumulation
+        return [rows.batch(np.arange(first, first + micro) + i * micro, args.mask_prob, args.mask_unit)
+                for i in range(args.accumulation)]
+
+    if args.compile:  # before the clock starts, and before an old run is overwritten
+        say("compiling ...", flush=True)
+        try:
+            with amp():
+                _, parts = parallel(**to_device(read_batches(step)[0], device))
+            weigh(parts, 1.0, 1.0).sum().backward()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ValueError("torch.compile failed, --no-compile does without it: "
+                             f"{str(error).splitlines()[0]}") from error
+        optimizer.zero_grad(set_to_none=True)
+    if writes:
+        open_out_dir()
+    if not state:
         log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world,
             torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
 
@@ -423,15 +499,10 @@ def train(args, state, device, rank, world):
     flops = flops_per_token(model.config, args.seq_length, masked)
     peak = None  # for MFU, on the GPUs of the table
     if device.type == "cuda" and args.dtype == "bfloat16":
-        peak = next((PEAK[name] for name in PEAK if name in torch.cuda.get_device_name(device)), None)
+        gpu = torch.cuda.get_device_name(device).replace("-", " ")
+        peak = next((PEAK[name] for name in PEAK if re.search(rf"\b{name}\b", gpu)), None)
     if args.dry_run:
         max_steps = step + 3
-
-    def read_batches(step):
-        """The micro-batches of this process for a step."""
-        first = step * args.batch_size + rank * micro * args.accumulation
-        return [rows.batch(np.arange(first, first + micro) + i * micro, args.mask_prob, args.mask_unit)
-                for i in range(args.accumulation)]
 
     start = shown_at = time.time()
     shown_step = saved_step = step
@@ -447,8 +518,8 @@ def train(args, state, device, rank, world):
         finite = values.isfinite().all(1).tolist()
         if not all(finite):
             first = step - len(finite) + 1 + finite.index(False)
-            raise Stop(f"the loss or its gradient is not finite at step {first}; {args.out_dir} keeps what "
-                       f"was saved at step {saved_step}; try a lower --lr", 2)
+            kept = f"what was saved at step {saved_step} is kept" if saved_step else "nothing had been saved"
+            raise Stop(f"the loss or its gradient is not finite at step {first}; {kept}; try a lower --lr", 2)
         return values[-1].tolist(), values[:, 0].mean().item()
 
     reader = ThreadPoolExecutor(1)
@@ -470,7 +541,8 @@ def train(args, state, device, rank, world):
         lr = learning_rate(args, progress)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed((args.seed << 44) + (step << 12) + rank)  # for dropout
+        # for dropout; 32 bits, as the CPU's generator takes no more
+        torch.manual_seed(int(data.random_numbers(args.seed, data.DROPOUT, step, rank).integers(2**32)))
         sums = torch.zeros(4, device=device)
         for i, batch in enumerate(batches):
             with parallel.no_sync() if world > 1 and i < len(batches) - 1 else nullcontext():
@@ -496,8 +568,8 @@ def train(args, state, device, rank, world):
         elapsed, speed = before + now - start, tokens_between(shown_step, step, args) / (now - shown_at)
         if log_due:
             smoothed = mean if smoothed is None else 0.7 * smoothed + 0.3 * mean
-            left = (max_steps - step) * (now - shown_at) / (step - shown_step) if max_steps else (
-                60 * args.max_minutes - elapsed)
+            left = max(0, 60 * args.max_minutes - elapsed) if args.max_minutes else (
+                (max_steps - step) * (now - shown_at) / (step - shown_step))
             mfu = f" mfu {100 * flops * speed / world / peak:.1f}%" if peak else ""
             sentence = f" {task} {sentence_accuracy:.2f}" if task else ""
             tokens = tokens_between(0, step, args)
@@ -531,16 +603,19 @@ def train(args, state, device, rank, world):
         raise Stop(f"stopped at step {step:,}; {kept}", 128 + (caught or [signal.SIGTERM])[0])
     save()
     loss, accuracy, _, sentence_accuracy = evaluate(model, val_batches, amp, device, rank, world)
+    if not math.isfinite(loss):
+        raise Stop(f"the validation loss is not finite; {args.out_dir} holds the weights", 2)
+    perplexity = math.exp(min(loss, 700.0))
     nats_per_byte = loss * len(splits["val"].tokens) / splits["val"].bytes
     elapsed = before + time.time() - start
     tokens = tokens_between(0, step, args)
     sentence = {"val_sentence_accuracy": sentence_accuracy} if task else {}
-    log(final=True, step=step, val_loss=loss, perplexity=math.exp(loss), masked_accuracy=accuracy, **sentence,
+    log(final=True, step=step, val_loss=loss, perplexity=perplexity, masked_accuracy=accuracy, **sentence,
         nats_per_byte=nats_per_byte, tokens=tokens, elapsed_s=round(elapsed, 1))
     say(f"\nfinal, after {step:,} steps, {tokens / 1e6:.2f} M tokens and {clock(elapsed)}:")
     say(f"  validation loss {loss:.3f} nats a masked token, {unigram - loss:.3f} under the unigram line of "
         f"{unigram:.3f}")
-    say(f"  perplexity {math.exp(loss):.2f}, masked accuracy {accuracy:.3f}, {nats_per_byte:.3f} nats a byte"
+    say(f"  perplexity {perplexity:.2f}, masked accuracy {accuracy:.3f}, {nats_per_byte:.3f} nats a byte"
         + (f", {task} accuracy {sentence_accuracy:.3f}" if task else ""))
     if rank == 0:
         print("\neight masks in held-out text, [truth] in place, and the model's three best:")
@@ -560,13 +635,6 @@ def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-def nearest_directory(path):
-    path = os.path.abspath(path)
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
-
-
 def keep_lines(log_file, step):
     """Drop what was logged after the step that is resumed, and the closing line."""
     with open(log_file, encoding="utf-8") as f:
@@ -578,31 +646,43 @@ def keep_lines(log_file, step):
     os.replace(log_file + ".tmp", log_file)
 
 
+def interrupt(number, frame):
+    raise Stop("interrupted while setting up", 128 + number)
+
+
 def main(argv=None):
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # until training takes over
+    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in (
+        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)  # until the training loop takes over
+    control = None
     try:
         args, state = parse_arguments(sys.argv[1:] if argv is None else argv)
         device = torch.device(args.device)
+        if device.type == "cuda":
+            if world > 1:
+                device = torch.device("cuda", local_rank)
+            if (device.index or 0) >= torch.cuda.device_count():
+                raise ValueError(f"process {rank} has no GPU: this machine has {torch.cuda.device_count()}")
+            torch.cuda.set_device(device)
         if world > 1:
-            if device.type == "cuda":
-                device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-                torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // world))
+            control = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # a corpus may take long
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes_here))
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
-        train(args, state, device, rank, world)
-    except KeyboardInterrupt:
-        if rank == 0:
-            print("train_mlm.py: interrupted while setting up; nothing was written", file=sys.stderr)
-        sys.exit(130)
+        train(args, state, device, rank, world, control)
+    except torch.OutOfMemoryError as error:
+        print("train_mlm.py: the GPU's memory is full; raise --accumulation, or lower --batch_size "
+              f"({str(error).splitlines()[0]})", file=sys.stderr)
+        sys.exit(2)
     except Stop as stop:
         message, status = stop.args
         if rank == 0:
             print(message, file=sys.stderr)
         sys.exit(status)
     except (ValueError, OSError) as error:
-        if rank == 0:
+        if local_rank == 0:
             print(f"train_mlm.py: {error}", file=sys.stderr)
         sys.exit(2)
     finally:

@@ -145,6 +145,10 @@ def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
     ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
     ({"hidden_size": 4_000_000, "num_attention_heads": 1, "intermediate_size": 9_000_000}, "shape"),
     ({"vocab_size": "many"}, "vocab_size = 'many'"),
+    ({"hidden_dropout_prob": "x"}, "hidden_dropout_prob = 'x'"),
+    ({"layer_norm_eps": None}, "layer_norm_eps = None"),
+    ({"hidden_act": ["gelu"]}, "hidden_act"),
+    ({"id2label": ["a", "b"]}, "id2label"),
 ])
 def test_configs_that_this_code_cannot_compute_are_refused(checkpoint, change, message):
     """Also absurd sizes: nothing is allocated before the shapes are known to fit."""
@@ -160,6 +164,8 @@ def test_files_that_are_missing_or_no_json(checkpoint):
     refused(path, "has none of model.safetensors")
     (path / "config.json").write_text("{")
     refused(path, "is not JSON")
+    (path / "config.json").write_text("[]")
+    refused(path, "is not a JSON object")
     refused(path / "nowhere", "no such directory")
     refused("nobody/nothing", "the hub did not give it")
 
@@ -184,6 +190,21 @@ def test_a_pickle_with_a_payload_is_not_executed(checkpoint):
             (path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(path / "executed")))
         refused(path, "is damaged or holds more than tensors")
         assert not (path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"a": [torch.ones(1)]}])
+def test_a_pickle_without_tensors_is_refused(checkpoint, content):
+    _, path, _ = checkpoint
+    (path / "model.safetensors").unlink()
+    torch.save(content, path / "pytorch_model.bin")
+    refused(path, "is damaged or holds more than tensors")
+
+
+def test_absurd_albert_groups_are_refused_before_they_are_built():
+    import albert
+    for sizes in (dict(inner_group_num=10**7), dict(num_hidden_groups=10**6)):
+        with pytest.raises(ValueError, match="groups"):
+            albert.Config(**sizes)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "short header", "huge header", "empty", "not json"])

@@ -270,6 +270,12 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--init_from", "resume"], "holds no run to resume"),
     (["--init_from", "/no/such/checkpoint"], "no such directory"),
     (["--device", "nonsense"], "nonsense"),
+    (["--device", "cpu:x"], "--device cpu:x"),
+    (["--device", "cuda:99"], "--device cuda:99"),
+    (["--threads", "-1"], "--threads must be positive"),
+    (["--lr", "0"], "--lr must be positive"),
+    (["--clip", "-1"], "--clip must not be negative"),
+    (["--seed", "-1"], "--seed must not be negative"),
 ])
 def test_bad_input(more, message, flags, tmp_path, capsys):
     error = refused(flags(tmp_path / "out", "roberta", *more), capsys)
@@ -297,7 +303,8 @@ def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys):
     capsys.readouterr()
     assert "holds a run already" in refused(flags(tmp_path), capsys)
     resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
-    assert "holds a run of roberta, not bert" in refused([*resume, "--model", "bert"], capsys)
+    assert "--model roberta, and bert does not go on with it" in refused([*resume, "--model", "bert"], capsys)
+    assert "--seq_length 32, and 64 does not" in refused([*resume, "--seq_length", "64"], capsys)
     assert "another tokenizer" in refused([*resume, "--vocab_size", "500"], capsys)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
@@ -308,7 +315,13 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     capsys.readouterr()
     out = tmp_path / "out"
     assert "model_type is 'roberta'" in refused(flags(out, "bert", "--init_from", tmp_path / "a"), capsys)
-    more = ["--init_from", tmp_path / "a", "--tokenizer", "bpe", "--vocab_size", "700"]
+    more = ["--init_from", tmp_path / "a", "--tokenizer", "bpe"]  # its ids would mean other tokens
+    assert "bpe is not the tokenizer of" in refused(flags(out, "roberta", *more), capsys)
+    train_mlm.main(flags(tmp_path / "large", "roberta", "--max_steps", 1, "--vocab_size", "700"))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "a" / name).write_bytes((tmp_path / "large" / name).read_bytes())
+    capsys.readouterr()
+    more = ["--init_from", tmp_path / "a"]
     assert "the tokenizer has 700 ids, the model 600" in refused(flags(out, "roberta", *more), capsys)
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
     assert "resume.pt is damaged" in refused(["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
@@ -321,34 +334,45 @@ def test_heads_that_do_not_divide_the_width(flags, tmp_path, capsys, monkeypatch
     assert "3 heads do not divide a width of 100" in refused(flags(tmp_path / "o", "roberta", "--preset", "odd"), capsys)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys):
-    error = refused(flags(tmp_path, "roberta", "--lr", "1e38", "--warmup", "0.9", "--clip", "0"), capsys)
-    assert "not finite at step" in error and "keeps what was saved" in error
-    for file in ("resume.pt",):
-        if (tmp_path / file).exists():
-            state = torch.load(tmp_path / file, weights_only=True)
-            assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys, monkeypatch):
+    """It breaks down at the fifth step; the checkpoint of the third is left."""
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+    def spoil_the_fifth(parameters, limit):
+        parameters = list(parameters)
+        calls.append(1)
+        if len(calls) == 5:
+            parameters[0].grad.fill_(float("nan"))
+        return clip(parameters, limit)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil_the_fifth)
+    error = refused(flags(tmp_path, "roberta", "--log_interval", 7), capsys)
+    assert "not finite at step 5; what was saved at step 3 is kept" in error
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert state["step"] == 3 and all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
 def test_a_full_disk_is_said_before_training(flags, tmp_path, capsys, monkeypatch):
     class Usage:
         free = 1000
     monkeypatch.setattr(train_mlm.shutil, "disk_usage", lambda path: Usage)
-    assert "a checkpoint needs" in refused(flags(tmp_path / "out"), capsys)
+    assert "checkpoints need" in refused(flags(tmp_path / "out"), capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint(flags, tmp_path, capsys, monkeypatch):
-    import errno
-    save, calls = torch.save, []
-    def fill_up(state, file):
-        calls.append(state["step"])
-        if state["step"] > 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, file)
-    monkeypatch.setattr(train_mlm.torch, "save", fill_up)
-    assert "No space left on device" in refused(flags(tmp_path), capsys)
-    assert calls == [3, 6] and torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 3
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(flags, tmp_path):
+    """The kernel refuses to write more than a file's share, as a full disk does: first of resume.pt, which is
+    the largest file, then of model.safetensors."""
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 3))
+    sizes = {name: (tmp_path / name).stat().st_size for name in ("resume.pt", "model.safetensors")}
+    limited = ("import resource, signal, sys, train_mlm; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+               "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); train_mlm.main(sys.argv[2:])")
+    for limit in (sizes["resume.pt"] - 100_000, sizes["model.safetensors"] - 100_000):
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name in sizes}
+        argv = [str(limit), "--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "6"]
+        done = subprocess.run([sys.executable, "-c", limited, *argv], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert "the disk may be full; what was saved before is kept" in done.stderr
+        assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name in sizes}
+        assert not [file for file in tmp_path.iterdir() if file.name.endswith(".tmp")]
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -381,3 +405,63 @@ def test_overwriting_leaves_no_file_of_the_run_before(flags, tmp_path):
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1, "--overwrite"))
     assert not (tmp_path / "vocab.txt").exists() and (tmp_path / "merges.txt").exists()
     assert fill_mask.load(str(tmp_path))[1].special_tokens["mask"] == "<mask>"
+
+
+def test_an_epochs_run_can_be_resumed(flags, tmp_path, text_file):
+    argv = flags(tmp_path)
+    at = argv.index("--max_steps")
+    argv = argv[:at] + argv[at + 2:]
+    train_mlm.main([*argv, "--epochs", "0.1"])
+    steps = [line["step"] for line in read_log(tmp_path) if "lr" in line and "step" in line]
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--epochs", "0.2"])
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path)])
+    again = [line["step"] for line in read_log(tmp_path) if "lr" in line and "step" in line]
+    assert steps == list(range(1, len(steps) + 1)) and len(again) == pytest.approx(2 * len(steps), abs=1)
+
+
+def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys):
+    """Also where the tokenizer was not trained on it."""
+    train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 1))
+    corpus = tmp_path / "copy.txt"
+    corpus.write_bytes(text_file.read_bytes())
+    more = ("--init_from", tmp_path / "a", "--data", corpus, "--max_steps", 2)
+    train_mlm.main(flags(tmp_path / "b", "bert", *more))
+    corpus.write_bytes(text_file.read_bytes() + b"One more paragraph.\n")
+    capsys.readouterr()
+    error = refused(["--init_from", "resume", "--out_dir", str(tmp_path / "b"), "--max_steps", "3"], capsys)
+    assert "trained on other text" in error
+
+
+def test_seeds_give_different_dropout(flags, tmp_path):
+    """Also large ones. Weights, order and masks are patched to be the same; what differs is the dropout."""
+    losses = {}
+    for seed in (0, 1, 2**40):
+        seeds = [int(train_mlm.data.random_numbers(seed, train_mlm.data.DROPOUT, step, rank).integers(2**32))
+                 for step in range(50) for rank in range(2)]
+        assert len(set(seeds)) == 100
+        losses[seed] = seeds
+    assert not set(losses[0]) & set(losses[1]) and not set(losses[0]) & set(losses[2**40])
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1, "--seed", 2**40))
+
+
+def test_a_text_of_one_document_has_no_next_sentence_task(flags, tmp_path, capsys):
+    text = "\n".join(f"Paragraph {i} has a sentence. It has another one, too." for i in range(3000))
+    (tmp_path / "book.txt").write_text(text)
+    book = ("--data", tmp_path / "book.txt", "--max_steps", 1)
+    assert "too few documents" in refused(flags(tmp_path / "out", "bert", *book), capsys)
+    train_mlm.main(flags(tmp_path / "out", "roberta", *book))
+
+
+def test_whole_words_of_a_script_without_spaces_can_be_masked(flags, tmp_path):
+    """Each row is one word then; a part of it is masked."""
+    (tmp_path / "a.txt").write_text("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n" * 400)
+    train_mlm.main(flags(tmp_path / "out", "roberta", "--data", tmp_path / "a.txt", "--mask_unit", "word"))
+    assert read_log(tmp_path / "out")[-1]["final"]
+
+
+def test_bad_input_under_torchrun_ends_every_process(flags, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_mlm.py"]
+    (tmp_path / "empty.txt").write_text("")
+    done = subprocess.run(torchrun + flags(tmp_path / "out", "roberta", "--data", tmp_path / "empty.txt"), cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and done.stderr.count("empty.txt is empty") == 1

@@ -118,6 +118,16 @@ def test_auto_classes_open_what_is_saved(tmp_path):
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / family)
         assert type(theirs).__name__ == FAMILIES[family] + "ForSequenceClassification"
 
+def test_a_hub_name_is_fetched_and_read(checkpoint, monkeypatch):
+    """Without a network: the hub's client is replaced, and must be asked for that name and no code."""
+    import huggingface_hub
+    model, path, _ = checkpoint
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download",
+                        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(path))
+    same(bert.ForPreTraining.from_pretrained("someone/bert-tiny"), model)
+    assert asked[0][0] == "someone/bert-tiny" and not any(p.endswith(".py") or p == "*" for p in asked[0][1])
+
 # -----------------------------------------------------------------------------
 # strictness
 

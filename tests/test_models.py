@@ -14,9 +14,11 @@ TINY = dict(vocab_size=120, hidden_size=48, num_hidden_layers=3, num_attention_h
             max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 # what makes published checkpoints differ from the defaults, and from each other
 LIKE_PUBLISHED = {
-    "bert": dict(type_vocab_size=2, layer_norm_eps=1e-12),
-    "roberta": dict(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1),
-    "albert": dict(embedding_size=16, num_hidden_groups=2, inner_group_num=2, num_hidden_layers=4),
+    "bert": dict(vocab_size=30522, max_position_embeddings=512, type_vocab_size=2, layer_norm_eps=1e-12),
+    "roberta": dict(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5,
+                    pad_token_id=1),
+    "albert": dict(vocab_size=30000, embedding_size=16, num_hidden_groups=2, inner_group_num=2,
+                   num_hidden_layers=4),
 }
 CASES = [(family, {}) for family in FAMILIES] + list(LIKE_PUBLISHED.items())
 

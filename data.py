@@ -443,7 +443,7 @@ class Rows:
 
     task None: [CLS] window [SEP], RoBERTa's FULL-SENTENCES: documents run on, with a [SEP] between them
     task "nsp": [CLS] A [SEP] B [SEP], the window cut at a sentence; label 1: B is another document's
-    task "sop": the same; label 1: A and B have changed places
+    task "sop": the same; label 1: the sentences of A and those of B have changed places
     """
 
     def __init__(self, tokens, tokenizer, length, task=None, seed=0, static=False):
@@ -475,7 +475,8 @@ class Rows:
         return random_numbers(self.seed, ORDER, epoch).permutation(last - first)
 
     def pairs(self, epoch):
-        """For each window of an epoch: where it is cut, whose second part it gets, and its label."""
+        """For each window of an epoch: where it is cut, whose second part it gets, its label, and for SOP the
+        two ends of the text in which the parts change places."""
         first, last = self.windows(epoch)
         N, W = len(self.tokens.tokens), self.width
         start = np.arange(first, last) * W % N
@@ -483,13 +484,26 @@ class Rows:
         sentences = self.tokens.sentences
         low = np.searchsorted(sentences, (start + 1).astype(np.uint64))
         high = np.searchsorted(sentences, (start + W).astype(np.uint64))
-        chosen = low + (rng.random(len(start)) * (high - low)).astype(np.int64)
-        cut = np.full(len(start), W // 2)  # for a window without a second sentence
-        found = high > low
-        cut[found] = sentences[chosen[found]].astype(np.int64) - start[found]
-        own = np.arange(len(start))
+        own, draw = np.arange(len(start)), rng.random(len(start))
+
+        def choose(low, high, cut):
+            """Where in the window one of the sentences low to high - 1 begins; at `cut` if there is none."""
+            found = high > low
+            chosen = (low + (draw * (high - low)).astype(np.int64))[found]
+            cut[found] = sentences[chosen].astype(np.int64) - start[found]
+            return cut
         if self.task == "sop":
-            return cut, own, (rng.random(len(start)) < 0.5).astype(np.int64)
+            # A window begins and ends within sentences. Were A and B to change places whole, a first part
+            # that begins with a capital would give the label away. So the broken sentences stay where they
+            # are, and the whole ones between them change places; without two of those, any two parts do.
+            whole = high - low >= 3
+            first, last = np.zeros_like(own), np.full_like(own, W)
+            first[whole] = sentences[low[whole]].astype(np.int64) - start[whole]
+            last[whole] = sentences[high[whole] - 1].astype(np.int64) - start[whole]
+            anywhere = 1 + (draw * (W - 1)).astype(np.int64)
+            cut = choose(low + 1, np.where(whole, high - 1, low), anywhere)
+            return cut, own, (rng.random(len(start)) < 0.5).astype(np.int64), first, last
+        cut = choose(low, high, np.full_like(own, W // 2))
         # Two windows cut at the same place, in different documents, can exchange their second parts: both
         # rows stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
         shuffled = rng.permutation(len(start))
@@ -502,7 +516,7 @@ class Rows:
         does = rng.random(len(a)) < len(start) / max(1, 4 * len(a))
         partner = own.copy()
         partner[a[does]], partner[b[does]] = b[does], a[does]
-        return cut, partner, (partner != own).astype(np.int64)
+        return cut, partner, (partner != own).astype(np.int64), np.zeros_like(own), np.full_like(own, W)
 
     def batch(self, rows, mask_prob=0.15, unit="token"):
         """Row numbers -> {input_ids, token_type_ids (B, T); positions, labels (B, K); sentence_labels (B,)},
@@ -511,7 +525,7 @@ class Rows:
         rows = np.asarray(rows)
         epochs = self.epoch(rows)
         B, j = len(rows), np.arange(W)
-        window, cut, other, label = (np.zeros(B, np.int64) for _ in range(4))
+        window, other, cut, label, first_end, last_end = np.zeros((6, B), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             epoch = int(epoch)
@@ -519,8 +533,9 @@ class Rows:
             index = self.order(epoch)[(rows[here] % last) if self.static else rows[here] - first]
             window[here] = first + index
             if self.task:
-                cuts, partners, labels = self.pairs(0 if self.static else epoch)
+                cuts, partners, labels, *ends = self.pairs(0 if self.static else epoch)
                 cut[here], other[here], label[here] = cuts[index], first + partners[index], labels[index]
+                first_end[here], last_end[here] = ends[0][index], ends[1][index]
         if self.static:
             epochs = np.zeros_like(epochs)
 
@@ -531,10 +546,12 @@ class Rows:
         else:
             if self.task == "nsp":
                 source = np.where(j < cut[:, None], window[:, None], other[:, None]) * W + j
-            else:  # changing places is a rotation of the window
-                turn = np.where(label == 1, cut, 0)
-                source = window[:, None] * W + (j + turn[:, None]) % W
-                cut = np.where(label == 1, W - cut, cut)
+            else:  # to change places is to rotate what lies between the ends
+                length = (last_end - first_end)[:, None]
+                turned = first_end[:, None] + (j - first_end[:, None] + (cut - first_end)[:, None]) % length
+                turns = (label == 1)[:, None] & (j >= first_end[:, None]) & (j < last_end[:, None])
+                source = window[:, None] * W + np.where(turns, turned, j)
+                cut = np.where(label == 1, first_end + last_end - cut, cut)
             text = self.tokens.tokens[source % N]
             first_part = j < cut[:, None]
             ids[:, 1:-2][first_part] = text[first_part]

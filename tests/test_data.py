@@ -251,18 +251,24 @@ def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
     W, n, tested = rows.width, len(rows), Counter()
     batch = rows.batch(np.arange(n))
     ids, types, labels = unmasked(batch), batch["token_type_ids"], batch["sentence_labels"]
-    order, (cut, partner, _) = rows.order(0), rows.pairs(0)
+    order, (cut, partner, _, first, last) = rows.order(0), rows.pairs(0)
     sentences = set(rows.tokens.sentences.tolist())
     for row in range(n):
         w = order[row]
         a, b = ids[row][types[row] == 0][1:-1], ids[row][types[row] == 1][:-1]
         window = stream[(w * W + np.arange(W)) % len(stream)]
-        if len(set(range(w * W + 1, w * W + W)) & sentences):
-            assert w * W + cut[w] in sentences
+        starts = sorted(set(range(w * W + 1, w * W + W)) & sentences)
+        if len(starts) >= (1 if task == "nsp" else 3):
+            assert w * W + cut[w] in starts
+        if task == "sop":
+            whole = (starts[0] - w * W, starts[-1] - w * W) if len(starts) >= 3 else (0, W)
+            assert (first[w], last[w]) == whole and first[w] < cut[w] < last[w]
         if labels[row] == 0:
             assert np.array_equal(np.concatenate([a, b]), window) and len(a) == cut[w]
         elif task == "sop":
-            assert np.array_equal(np.concatenate([b, a]), window) and len(b) == cut[w]
+            one, two = window[first[w]:cut[w]], window[cut[w]:last[w]]
+            assert np.array_equal(a, np.concatenate([window[:first[w]], two]))
+            assert np.array_equal(b, np.concatenate([one, window[last[w]:]]))
         else:
             other = partner[w] * W + cut[w]
             assert np.array_equal(a, window[:cut[w]]) and np.array_equal(b, stream[(other + np.arange(len(b))) % len(stream)])
@@ -270,6 +276,25 @@ def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
             assert place[0] != place[1]
         tested[int(labels[row])] += 1
     assert abs(tested[1] / n - 0.5) < 3 * 0.5 / n ** 0.5 + 0.02
+
+
+def test_the_sop_label_cannot_be_read_off_the_edges(prepared):
+    """Whether a part begins or ends at a sentence must say nothing about their order."""
+    splits, tokenizer = data.load(prepared)
+    rows = data.Rows(splits["train"], tokenizer, 128, "sop")
+    cut, _, label, first, last = rows.pairs(0)
+    W, starts = rows.width, set(splits["train"].sentences.tolist()) | set(splits["train"].documents.tolist())
+    edges = {0: Counter(), 1: Counter()}
+    for w in range(len(rows)):
+        swapped = label[w] == 1
+        second = first[w] if swapped else cut[w]  # where in the window the second part of the row begins
+        opening = cut[w] if swapped and first[w] == 0 else 0  # and the first
+        edges[label[w]][(w * W + opening in starts, w * W + second in starts)] += 1
+    n = {y: sum(edges[y].values()) for y in edges}
+    for edge in edges[0] | edges[1]:
+        p = (edges[0][edge] + edges[1][edge]) / sum(n.values())
+        error = (p * (1 - p) * (1 / n[0] + 1 / n[1])) ** 0.5
+        assert abs(edges[0][edge] / n[0] - edges[1][edge] / n[1]) < 4 * error + 0.01, edges
 
 
 def test_too_little_text_for_a_row_is_said(prepared):

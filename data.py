@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import sysconfig
 import time
@@ -207,7 +208,8 @@ def pydoc_documents():
             files += [os.path.join(folder, name) for name in sorted(names) if name.endswith(".py")]
     from pydoc_data.topics import topics  # the language reference
     documents, seen = [], set()
-    with ProcessPoolExecutor() as pool:
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    with ProcessPoolExecutor(initializer=signal.signal, initargs=ignore) as pool:
         found = pool.map(docstrings, files, chunksize=50)
         for texts in [*([topics[name]] for name in sorted(topics)), *found]:
             document = []

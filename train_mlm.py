@@ -412,7 +412,7 @@ def train(args, state, device, rank, world, control):
     n_parameters = sum(p.numel() for p in model.parameters())
     check_disk(args.out_dir, n_parameters)
     model.to(device)
-    args.lr = args.lr or default_lr(model.config)
+    args.lr = args.lr or (default_lr(model.config) if args.init_from == "scratch" else 5e-5)
     optimizer = make_optimizer(model, args)
     step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
     if state:

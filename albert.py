@@ -82,8 +82,7 @@ def preset(layers, hidden, heads, **more):
                 intermediate_size=4 * hidden, **more)
 
 PRESETS = {
-    "albert-tiny": preset(2, 128, 2),  # tiny and mini have the sizes of BERT's
-    "albert-mini": preset(4, 256, 4),
+    "albert-tiny": preset(2, 128, 2),
     "albert-base-v2": preset(12, 768, 12),
     "albert-large-v2": preset(24, 1024, 16),
     "albert-xlarge-v2": preset(24, 2048, 16),
@@ -183,8 +182,9 @@ class Pretrained(nn.Module):
         """Load a directory, or a name on the Hugging Face hub; float32, eval mode.
 
         overrides replace fields of its config: num_labels=3, hidden_dropout_prob=0.0. A head that the
-        checkpoint lacks gets fresh weights and a line on stderr. ValueError or OSError, in one line, for a
-        damaged file, a parameter that is missing or misshapen, and a key that nothing uses.
+        checkpoint lacks, or has for another num_labels, gets fresh weights, a line on stderr and a place in
+        the list model.fresh. ValueError or OSError, in one line, for a damaged file, a parameter that is
+        missing or misshapen, and a key that nothing uses.
         """
         return load_checkpoint(cls, path_or_name, overrides)
 
@@ -383,6 +383,14 @@ def hf_keys(model):
     return {name: f"{table[module]}.{leaf}" for name, (module, leaf) in split.items()}
 
 
+def hf_config(model):
+    """What config.json says."""
+    config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
+    config["label2id"] = {label: i for i, label in model.config.id2label.items()}
+    del config["num_labels"]  # transformers counts id2label
+    return config
+
+
 def save_checkpoint(model, path):
     from safetensors.torch import save
     if hasattr(model, "lora"):
@@ -390,11 +398,8 @@ def save_checkpoint(model, path):
     os.makedirs(path, exist_ok=True)
     keys = model.hf_keys()
     weights = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
-    config["label2id"] = {label: i for i, label in model.config.id2label.items()}
-    del config["num_labels"]  # transformers counts id2label
     for name, content in (("model.safetensors", save(weights, metadata={"format": "pt"})),
-                          ("config.json", json.dumps(config, indent=2).encode() + b"\n")):
+                          ("config.json", json.dumps(hf_config(model), indent=2).encode() + b"\n")):
         file = os.path.join(path, name)
         try:  # a file appears whole or not at all
             with open(file + ".tmp", "wb") as f:
@@ -443,6 +448,7 @@ def load_checkpoint(cls, path_or_name, overrides):
     for name in sorted(fresh):
         print(f"{path}: no {name} in the checkpoint; it starts with fresh weights", file=sys.stderr)
         init_module(model.get_submodule(name), config.initializer_range)
+    model.fresh = sorted(fresh)
     return model.eval()
 
 

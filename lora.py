@@ -42,23 +42,28 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **new))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as the authors' code and PEFT
         self.lora_magnitude_vector = nn.Parameter(base.weight.detach().float().norm(dim=1)) if dora else None
+        self.train(base.training)
 
     def forward(self, x):
         """(..., in) -> (..., out)"""
-        update = F.linear(F.linear(self.dropout(x), self.lora_A) * self.scale, self.lora_B)
+        # without autocast the adapter computes in float32, beside a weight of 16 bits too
+        thin = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A) * self.scale  # (..., r)
+        update = F.linear(thin, self.lora_B)
         if self.lora_magnitude_vector is None:
-            return F.linear(x, self.weight, self.bias) + update
-        y = self.row_scale() * (F.linear(x, self.weight) + update)
-        return y if self.bias is None else y + self.bias
+            y = F.linear(x, self.weight, self.bias)
+            return y + update.to(y.dtype)
+        y = F.linear(x, self.weight)
+        y = self.row_scale().to(y.dtype) * (y + update.to(y.dtype))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def row_scale(self):
         """DoRA: what every row of W + s B A is multiplied by (out,). The row's length is a constant for the
         gradient (paper, section 4.3)."""
         with torch.no_grad():
-            length = self.sum().norm(dim=1)
+            length = self.adapted_weight().norm(dim=1)
         return self.lora_magnitude_vector / length
 
-    def sum(self):
+    def adapted_weight(self):
         """W + s B A (out, in), in float32."""
         with torch.autocast(self.weight.device.type, enabled=False):
             return self.weight.float() + self.scale * self.lora_B.float() @ self.lora_A.float()
@@ -67,7 +72,7 @@ class LoRALinear(nn.Linear):
     def merged(self):
         """-> a plain nn.Linear that computes the same: added up in float32, stored in the weight's dtype."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        matrix = self.sum()
+        matrix = self.adapted_weight()
         if self.lora_magnitude_vector is not None:
             matrix = self.row_scale()[:, None] * matrix
         linear.weight = nn.Parameter(matrix.to(self.weight.dtype))
@@ -92,6 +97,8 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
         raise ValueError(f"LoRA: r = {r}, alpha = {alpha}, dropout = {dropout}: r must be a positive whole "
                          "number, alpha positive, dropout at least 0 and less than 1")
     saved = [model.get_submodule(name) for name in modules_to_save]
+    if not targets:
+        raise ValueError("LoRA: no targets, so there is nothing to adapt")
     apart = {id(module) for head in saved for module in head.modules()}
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and id(module) not in apart}
@@ -204,7 +211,7 @@ def read_config(path):
             config = json.load(f)
         except ValueError as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "r" not in config:
+    if not isinstance(config, dict) or not {"r", "lora_alpha"} <= set(config):
         raise ValueError(f"{file} is not the configuration of a LoRA adapter")
     for name, value in config.items():
         if value not in ACCEPTED[name] if name in ACCEPTED else value and name not in READ + IGNORED:
@@ -223,26 +230,38 @@ def load(model, path):
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    ours = {f"base_model.model.{theirs}.lora_A.weight": name
-            for name, theirs in zip(linears, their_modules(model, linears))}
-    held = {name for name, theirs in their_names(model).items() if f"base_model.model.{theirs}" in weights}
-    whole = set()  # the largest modules of which the file holds every parameter
-    for name, module in model.named_modules():
-        inside = {f"{name}.{p}" for p in module.state_dict()}
-        if inside and inside <= held and not name.startswith(tuple(w + "." for w in whole)):
-            whole.add(name)
-    targets = [ours[key] for key in weights if key in ours]
+    modules = dict(zip(their_modules(model, linears), linears))
+    names = {f"base_model.model.{theirs}": name for name, theirs in their_names(model).items()}
+    state, r, dora = model.state_dict(), config["r"], bool(config.get("use_dora"))
+    targets, expected = [], {}  # expected: {key: shape}
+    for key in weights:
+        place = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        if key.endswith(".lora_A.weight") and place in modules:
+            targets.append(modules[place])
+            rows, columns = model.get_submodule(targets[-1]).weight.shape
+            prefix = f"base_model.model.{place}.lora_"
+            expected |= {prefix + "A.weight": (r, columns), prefix + "B.weight": (rows, r)}
+            expected |= {prefix + "magnitude_vector": (rows,)} if dora else {}
+        elif key in names:
+            expected[key] = tuple(state[names[key]].shape)
     if not targets:
         raise ValueError(f"{file} is an adapter for another model: it has {min(weights, default='nothing')}")
-    inject(model, config["r"], config["lora_alpha"], config["lora_dropout"], targets,
-           config.get("use_rslora", False), config.get("use_dora", False), sorted(whole))
-    keys, state = file_keys(model), model.state_dict()
-    misfit = set(weights) ^ set(keys.values())
+    misfit = set(weights) ^ set(expected)
     if misfit:
         raise ValueError(f"{file} does not fit the model: only one of them has {min(misfit)}")
-    for name, key in keys.items():
-        if weights[key].shape != state[name].shape:
+    for key, shape in expected.items():
+        if tuple(weights[key].shape) != shape:
             raise ValueError(f"{file} does not fit the model: {key} is {tuple(weights[key].shape)} there and "
-                             f"{tuple(state[name].shape)} here")
+                             f"{shape} here")
+
+    held, whole = {names[key] for key in weights if key in names}, []
+    for name, module in model.named_modules():  # the largest modules of which the file holds every parameter
+        inside = {f"{name}.{parameter}" for parameter in module.state_dict()}
+        if inside and inside <= held and not name.startswith(tuple(f"{w}." for w in whole)):
+            whole.append(name)
+    inject(model, r, config["lora_alpha"], config.get("lora_dropout", 0.0), targets,
+           config.get("use_rslora", False), dora, whole)
+    state = model.state_dict()
+    for name, key in file_keys(model).items():
         state[name].copy_(weights[key])
     return model

@@ -120,12 +120,14 @@ def read_pydoc(smallest=400, largest=1000, held_out=5):
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "quality",
-          "is_duplicate", "score", "rating", "stars", "topic", "intent", "tags", "ner_tags", "pos_tags", "y")
+          "is_duplicate", "score", "rating", "stars", "topic", "intent")
+TAGS = ("tags", "ner_tags", "pos_tags", "labels")  # beside a column of words
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"),
          ("question", "sentence"), ("#1 string", "#2 string"), ("text_a", "text_b"), ("text1", "text2"),
          ("sentence_a", "sentence_b"))
-TEXTS = ("text", "sentence", "tokens", "words", "review", "comment", "message", "content", "body", "tweet",
-         "document", "description", "title", "x")
+WORDS = ("tokens", "words")
+TEXTS = ("text", "sentence", *WORDS, "review", "comment", "message", "content", "body", "tweet", "document",
+         "description", "title")
 
 
 @dataclass
@@ -161,14 +163,20 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
         if labelled:
             if row[label] in (None, "", []):
                 raise ValueError(f"{where}: no label in column {table.names[label]!r}")
-            value = row[label]
-            found.labels.append(value if isinstance(value, (list, float)) else str(value).strip())
-    if labelled and not table.named:
+            found.labels.append(plain(row[label]))
+    if labelled and not table.named and header is None:
         first = found.labels[0]
         if found.labels.count(first) == 1 and not is_number(first):
             raise ValueError(f"{found.where[0]}: no other row has the label {first!r}; if this line names "
-                             "the columns, say --header")
+                             "the columns, say --header, if not --no-header")
     return found
+
+
+def plain(label):
+    """A cell -> a string; a list and a number with a fraction stay, and 1.0 is "1"."""
+    if isinstance(label, list) or isinstance(label, float) and not label.is_integer():
+        return label
+    return str(int(label)) if isinstance(label, float) else str(label).strip()
 
 
 def read_table(file, header, given):
@@ -202,9 +210,12 @@ def read_table(file, header, given):
         if len(row) != len(rows[0]):
             raise ValueError(f"{file}, line {line}: {len(row)} columns; the first line has {len(rows[0])}")
     first = [cell.strip() for cell in rows[0]]
-    if header is None:
-        known = {*LABELS, *TEXTS, *sum(PAIRS, ()), *(name.lower() for name in given)}
-        header = any(cell.lower() in known - {""} for cell in first)
+    known = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ()), *(name.lower() for name in given if not name.isdigit())}
+    named = {cell.lower() for cell in first} & (known - {""})
+    if header is False and len(named) > 1:
+        raise ValueError(f"{file}, line {lines[0]}: {', '.join(sorted(named))} look like names of columns; "
+                         "leave --no-header out")
+    header = bool(named) if header is None else header
     if not header:
         return Table(file, [str(i + 1) for i in range(len(first))], False, rows, lines)
     if len(rows) == 1:
@@ -259,7 +270,9 @@ def find_columns(table, text_columns, label_column, labelled):
     known = next((pair for pair in PAIRS if set(pair) <= set(places)), None) or next(
         ([name] for name in TEXTS if name in places), [])
     texts = [place(name, "--text_columns") for name in text_columns or known]
-    label = next((places[name] for name in LABELS if name in places), None)
+    words = any(table.names[i].lower() in WORDS for i in texts)
+    likely = TAGS + LABELS if words else LABELS + TAGS
+    label = next((places[name] for name in likely if name in places), None)
     if label_column:
         label = place(label_column, "--label_column")
     if not table.named:
@@ -310,7 +323,7 @@ def prepare(splits, kind=None, classes=None):
     may also be their ids. ValueError, with the line, for a label that training lacks, a target that is no
     number, one class only, and words and tags of different counts.
     """
-    labels = splits["train" if "train" in splits else "val"].labels
+    labels = next(iter(splits.values())).labels
     if kind is None:
         kind = "classification"
         if any(isinstance(label, list) for label in labels):
@@ -320,6 +333,9 @@ def prepare(splits, kind=None, classes=None):
     if kind == "tokens":
         for examples in splits.values():
             split_words(examples)
+    else:
+        for examples in splits.values():
+            check_strings(examples)
     if kind == "regression":
         for examples in splits.values():
             for label, where in zip(examples.labels or (), examples.where):
@@ -336,17 +352,33 @@ def prepare(splits, kind=None, classes=None):
     if len(classes) < 2:
         file = splits["train"].where[0].rpartition(", ")[0]
         raise ValueError(f"{file}: every row has the label {classes[0]!r}; there is nothing to learn")
-    ids = {name: i for i, name in enumerate(classes)}
-    if not any(name in ids for label in labels for name in names(label)):
-        ids = {str(i): i for i in range(len(classes))}
-    for examples in splits.values():
-        for label, where in zip(examples.labels or (), examples.where):
-            for name in names(label):
-                if name not in ids:
-                    raise ValueError(f"{where}: the label {name!r} is none of those in training: "
-                                     f"{', '.join(list(ids)[:20])}")
-    number = lambda label: [ids[name] for name in names(label)] if kind == "tokens" else ids[str(label)]
-    return Data(kind, classes, {name: relabel(examples, number) for name, examples in splits.items()})
+    prepared = {}
+    for split, examples in splits.items():
+        used = {name for label in examples.labels for name in names(label)}
+        ids = spelled(classes, used)
+        for label, where in zip(examples.labels, examples.where):
+            unknown = set(names(label)) - set(ids)
+            if unknown:
+                raise ValueError(f"{where}: the label {min(unknown)!r} is none of the classes: "
+                                 f"{', '.join(classes[:20])}")
+        number = lambda label: [ids[name] for name in names(label)] if kind == "tokens" else ids[str(label)]
+        prepared[split] = relabel(examples, number)
+    return Data(kind, classes, prepared)
+
+
+def spelled(classes, used):
+    """{spelling: id} for the labels of one file: the names of the classes, in whatever case, or their ids from
+    0, or, as AG News is published, from 1."""
+    names = {name: i for i, name in enumerate(classes)}
+    if not used & set(names):
+        lower = {name.lower(): i for i, name in enumerate(classes)}
+        zero, one = ({str(i + first): i for i in range(len(classes))} for first in (0, 1))
+        if len(lower) == len(classes) and any(name.lower() in lower for name in used):
+            return {name: lower[name.lower()] for name in used if name.lower() in lower}
+        for ids in (zero, one):
+            if used <= set(ids):
+                return ids
+    return names
 
 
 def relabel(examples, number):
@@ -360,10 +392,20 @@ def hold_out(examples, share=10):
         raise ValueError(f"{examples.where[0]}: {len(examples.texts)} rows are too few to hold some out for "
                          "validation; give --val_file")
     order = np.random.default_rng(0).permutation(len(examples.texts))
-    cut = len(order) // share
-    pick = lambda chosen: Examples(*([values[i] for i in sorted(chosen)] for values in (
-        examples.texts, examples.labels, examples.where)))
-    return pick(order[cut:]), pick(order[:cut])
+    held = set(order[:len(order) // share].tolist())
+    names = [set(label if isinstance(label, list) else [str(label)]) for label in examples.labels]
+    trained = set().union(*(names[i] for i in range(len(names)) if i not in held))
+    if not all(map(is_number, trained)):  # a class of which no row would be left stays in training
+        held = {i for i in held if names[i] <= trained}
+    pick = lambda inside: Examples(*([value for i, value in enumerate(values) if (i in held) == inside]
+                                     for values in (examples.texts, examples.labels, examples.where)))
+    return pick(False), pick(True)
+
+
+def check_strings(examples):
+    for text, where in zip(examples.texts, examples.where):
+        if not all(isinstance(part, str) for part in text):
+            raise ValueError(f"{where}: the text is a list; with a list of tags beside it, say --kind tokens")
 
 
 def split_words(examples):

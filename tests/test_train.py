@@ -162,6 +162,17 @@ def test_two_processes_equal_one(model, flags, tmp_path):
                 assert a[name] == pytest.approx(b[name], rel=1e-6), (name, a)
 
 
+@pytest.mark.parametrize("name, index", [("cuda", 0), ("cuda:1", 1)])
+def test_the_device_has_an_index(name, index, monkeypatch):
+    """torch.cuda.set_device refuses a device without one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    args = train_mlm.parser().parse_args(["--device", name, "--threads", "1"])
+    train_mlm.launch("a test", lambda: (args,), lambda args, device, *more: chosen.append(device))
+    assert chosen == [torch.device("cuda", index)] * 2
+
+
 def test_learning_rate_by_hand():
     args = train_mlm.parser().parse_args(["--lr", "1", "--warmup", "0.1"])
     def rate(schedule, progress):

@@ -101,8 +101,9 @@ def bench_pretraining(args):
 
 
 def bench_finetuning(args):
-    """Rows a second of `finetune.py` and of Trainer with a collator that pads each batch to its longest row:
-    the same model, rows, batch of 32, precision and optimizer; full and LoRA (r = 8 on query and value)."""
+    """Rows a second of finetune.py and of Trainer, its rows in random order, the default, and grouped by length
+    as ours are: the same model, rows, batch of 32, padding to the longest of a batch, precision and AdamW;
+    all parameters, and LoRA with r = 8 on query and value."""
     import peft
     import transformers
     from importlib.resources import files
@@ -139,7 +140,7 @@ def bench_finetuning(args):
             with open(f"{out}/log.jsonl") as f:
                 return len(rows) / json.loads(f.readlines()[-1])["seeds"][0]["train_s"]
 
-        def theirs(mode, part=encoded):
+        def theirs(mode, sampling, part=encoded):
             model = transformers.AutoModelForSequenceClassification.from_pretrained(
                 checkpoint, num_labels=len(classes))
             if mode == "lora":
@@ -149,7 +150,7 @@ def bench_finetuning(args):
                 output_dir=f"{folder}/trainer", per_device_train_batch_size=32, num_train_epochs=1,
                 use_cpu=True, bf16=dtype == "bfloat16", learning_rate=1e-4, weight_decay=0.01,
                 optim="adamw_torch_fused", save_strategy="no", report_to="none", disable_tqdm=True,
-                logging_steps=50)
+                logging_steps=50, train_sampling_strategy=sampling)
             trainer = transformers.Trainer(model, settings, train_dataset=part,
                                            data_collator=transformers.DataCollatorWithPadding(tokenizer))
             with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
@@ -159,15 +160,17 @@ def bench_finetuning(args):
               f"{args.rounds}")
         for dtype in ("float32", "bfloat16"):
             speed = {}
-            runs = [(mode, name) for mode in ("full", "lora") for name in ("ours", "theirs")]
-            ours("full", "warm"), theirs("full", encoded[:warm])
+            ours("full", "warm"), theirs("full", "random", encoded[:warm])
             for _ in range(args.rounds):  # in turn: a slow moment hits all
-                for mode, name in runs:
-                    speed.setdefault((mode, name), []).append((ours if name == "ours" else theirs)(mode))
+                for mode in ("full", "lora"):
+                    speed.setdefault((mode, "ours"), []).append(ours(mode))
+                    for sampling in ("random", "group_by_length"):
+                        speed.setdefault((mode, sampling), []).append(theirs(mode, sampling))
             median = {key: statistics.median(values) for key, values in speed.items()}
             for mode, other in (("full", "Trainer"), ("lora", "Trainer and PEFT")):
-                a, b = median[mode, "ours"], median[mode, "theirs"]
-                print(f"{mode} {dtype}: {a:.0f}, {other} {b:.0f}, ratio {a / b:.2f}", flush=True)
+                a, b, c = (median[mode, name] for name in ("ours", "random", "group_by_length"))
+                print(f"{mode} {dtype}: {a:.0f}, {other} {b:.0f}, ratio {a / b:.2f}; grouped by length "
+                      f"{c:.0f}, ratio {a / c:.2f}", flush=True)
             share = median["full", "ours"] / median["lora", "ours"]
             print(f"  our step with LoRA takes {share:.2f} of the full one's time")
 

@@ -50,7 +50,7 @@ def parser():
                                 allow_abbrev=False)
     add = p.add_argument
     # model
-    add("--init_from", required=True, help="a checkpoint (directory, hub name), an adapter's directory, scratch")
+    add("--init_from", required=True, help="a checkpoint (directory or hub name), scratch, or an adapter")
     add("--model", default="roberta", choices=train_mlm.TOKENIZER, help="with --init_from scratch")
     add("--preset", help="with --init_from scratch; default: MODEL-laptop")
     add("--tokenizer", help="with --init_from scratch: a kind to train on the task's texts, or a directory")
@@ -137,7 +137,8 @@ def parse_arguments(argv):
             raise ValueError(f"--{name} must be at least 0 and less than 1")
     if args.max_length < 8:
         raise ValueError("--max_length must be at least 8")
-    given = lambda *names: [f"--{name}" for name in names if getattr(args, name) != parser().get_default(name)]
+    given = lambda *names: [f"--{name}" for name in names
+                            if getattr(args, name) != parser().get_default(name)]
     idle = [] if args.init_from == "scratch" else given("model", "preset", "tokenizer", "vocab_size")
     if idle:
         raise ValueError(f"{', '.join(idle)}: only --init_from scratch takes them, a checkpoint has its own")
@@ -205,14 +206,14 @@ def open_model(args):
         base = adapter.get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{path}/adapter_config.json names no base model")
-        task_types = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
         options = {"num_labels": head_size(path)}
         if os.path.exists(os.path.join(path, "config.json")):
             config, module = fill_mask.read_config(path)
             options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
         else:  # PEFT's alone
             config, module = fill_mask.read_config(base)
-            config["architectures"] = [task_types.get(adapter.get("task_type"), "an adapter of no known task")]
+            heads = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+            config["architectures"] = [heads.get(adapter.get("task_type"), "an adapter")]
         kind = head_class(path, config, module)
         with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
             model = kind.from_pretrained(base, **options)
@@ -313,6 +314,7 @@ def open_tokenizer(args, texts):
     if name not in tokenizers.KINDS:
         return tokenizers.load(name)
     return tokenizers.train(name, (part for text in texts for part in text), args.vocab_size)
+
 
 def make_rows(args, examples, kind, tokenizer, model):
     types = model.config.type_vocab_size > 1
@@ -479,8 +481,8 @@ def set_defaults(args, task, found):
 
 
 def write_checkpoint(model, tokenizer, out_dir, base=None, replace=True):
-    """A model, or if it has adapters those and the name of its base. Each file appears whole, and only then do
-    those of an older run go, with replace."""
+    """A model; or if it has adapters those, and the name of its base. Each file appears whole. With replace,
+    what an older run left beside them goes then."""
     os.makedirs(out_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir) as folder:
         if hasattr(model, "lora"):
@@ -629,8 +631,8 @@ class Run:
             # a budget ended between two evaluations, or a signal came before the first
             best, since_best = self.look(model, seed, step, best, since_best, curve)
         if stop:
-            kept = (f"{args.out_dir} has the best weights so far (validation {args.metric} {self.best[0]:.4f})"
-                    if self.best else "nothing was saved")
+            kept = "nothing was saved" if not self.best else (
+                f"{args.out_dir} has the best weights so far (validation {args.metric} {self.best[0]:.4f})")
             raise train_mlm.Stop(f"stopped at step {step:,}; {kept}",
                                  128 + (self.caught or [signal.SIGTERM])[0])
         if not step:

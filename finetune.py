@@ -40,7 +40,7 @@ import tasks
 import tokenizer as tokenizers
 import train_mlm
 
-MODES = {"full": 1, "lora": 10, "head": 20, "last_block": 2}  # what is trained; factors of a task's rate
+MODES = {"full": 1, "lora": 20, "head": 20, "last_block": 2}  # what is trained; factors of a task's rate
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
            "log.jsonl", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 
@@ -72,6 +72,7 @@ def parser():
     add("--lora_alpha", type=float, default=16)
     add("--lora_dropout", type=float, default=0.0)
     add("--lora_targets", nargs="+", default=["query", "value"], help="of query key value out fc_in fc_out")
+    add("--lora_pooler", action="store_true", help="train and save BERT's or ALBERT's pooler too")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
     add("--dora", action="store_true", help="train the lengths of the rows apart from their directions")
     # length and rate
@@ -143,7 +144,7 @@ def parse_arguments(argv):
     if idle:
         raise ValueError(f"{', '.join(idle)}: only --init_from scratch takes them, a checkpoint has its own")
     modes = args.compare.split(",") if args.compare else [args.train]
-    idle = given("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "rslora", "dora")
+    idle = given("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
     if idle and "lora" not in modes:
         raise ValueError(f"{', '.join(idle)} without --train lora")
     if args.init_from == "scratch" and "lora" in modes:
@@ -293,7 +294,7 @@ def choose_trained(model, args):
     head = ["classifier"] + ["encoder.pooler"] * (model.encoder.pooler is not None)
     if args.train == "lora":
         # a pooler from the checkpoint stays, as in PEFT; one with fresh weights has to learn
-        saved = [name for name in head if name == "classifier" or name in model.fresh]
+        saved = [name for name in head if name == "classifier" or args.lora_pooler or name in model.fresh]
         lora.inject(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets, args.rslora,
                     args.dora, saved)
         return

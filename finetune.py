@@ -110,6 +110,7 @@ def parser():
     add("--json", action="store_true", help="predictions as JSON lines")
     add("--merge", action="store_true", help="write --init_from, an adapter, as a plain checkpoint")
     add("--compare", metavar="MODES", help="full,lora,head,last_block: train each, one table")
+    add("--compared", action="store_true", help=argparse.SUPPRESS)  # one run of a comparison
     return p
 
 # -----------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def parse_arguments(argv):
         raise ValueError(f"{', '.join(idle)}: only --init_from scratch takes them, a checkpoint has its own")
     modes = args.compare.split(",") if args.compare else [args.train]
     idle = given("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
-    if idle and "lora" not in modes:
+    if idle and "lora" not in modes and not args.compared:
         raise ValueError(f"{', '.join(idle)} without --train lora")
     if args.init_from == "scratch" and "lora" in modes:
         raise ValueError("--train lora adapts a pretrained model; from scratch there is none")
@@ -440,7 +441,7 @@ def start_comparison(args, world):
         check_last_block(module_of(args))
     i = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--compare")
     del argv[i:i + (1 if "=" in argv[i] else 2)]
-    compare.compare(argv, modes, args.out_dir)
+    compare.compare([*argv, "--compared"], modes, args.out_dir)
 
 
 def read_once(args, rank, control):

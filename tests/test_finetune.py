@@ -382,7 +382,7 @@ def test_a_budget_in_minutes(flags, tmp_path):
 # comparing
 
 def test_compare(flags, tmp_path, capsys):
-    argv = flags(tmp_path, "single", "bert", "--compare", "full,lora", "--seeds", "2")
+    argv = flags(tmp_path, "single", "bert", "--compare", "full,lora", "--seeds", "2", "--lora_r", "4")
     i = argv.index("--lr")
     finetune.main(argv[:i] + argv[i + 2:])
     table = (tmp_path / "compare.md").read_text().splitlines()

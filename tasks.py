@@ -27,7 +27,7 @@ import tokenizer as tokenizers
 
 @dataclass
 class Task:
-    hub: str            # data set[:configuration] on the hub
+    hub: str            # data set[:configuration] on the hub, where there is one
     validation: str     # its validation split
     text: tuple         # its text columns
     labels: tuple       # in the order of their ids; none: a regression
@@ -161,7 +161,7 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
         found.texts.append(tuple(row[i] for i in texts))
         found.where.append(where)
         if labelled:
-            if row[label] in (None, "", []):
+            if row[label] in (None, "", []) or row[label] != row[label]:  # the last is a NaN
                 raise ValueError(f"{where}: no label in column {table.names[label]!r}")
             found.labels.append(plain(row[label]))
     if labelled and not table.named and header is None:
@@ -235,10 +235,7 @@ def read_jsonl(file):
         if not isinstance(row, dict):
             raise ValueError(f"{file}, line {number}: not a JSON object")
         table.names = table.names or list(row)
-        missing = [name for name in table.names if name not in row]
-        if missing:
-            raise ValueError(f"{file}, line {number}: no field {missing[0]!r}, which the first line has")
-        table.rows.append([row[name] for name in table.names])
+        table.rows.append([row.get(name) for name in table.names])
         table.lines.append(number)
     if not table.rows:
         raise ValueError(f"{file} is empty")

@@ -101,9 +101,9 @@ def bench_pretraining(args):
 
 
 def bench_finetuning(args):
-    """Rows a second of finetune.py and of Trainer, its rows in random order, the default, and grouped by length
-    as ours are: the same model, rows, batch of 32, padding to the longest of a batch, precision and AdamW;
-    all parameters, and LoRA with r = 8 on query and value."""
+    """Rows a second of finetune.py and of Trainer, its rows in random order, the default, and grouped by
+    length as ours are: the same model, rows, batch of 32, padding to the longest of a batch, precision and
+    AdamW; all parameters, and LoRA with r = 8 on query and value."""
     import peft
     import transformers
     from importlib.resources import files

@@ -502,6 +502,17 @@ def write_checkpoint(model, tokenizer, out_dir, base=None, replace=True):
             os.remove(os.path.join(out_dir, name))
 
 
+def peak_memory(device):
+    """The most bytes that this process held: on the GPU, or resident on the CPU (nan on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return math.nan
+    import resource  # POSIX only
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 class Run:
     """What the seeds of one command share: data, machine, log, and the best weights on the disk."""
 
@@ -670,12 +681,7 @@ class Run:
         values = np.array([result["score"] for result in results])
         deviation = values.std(ddof=1) if len(values) > 1 else 0.0
         winner = max(results, key=lambda result: result["score"])
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            import resource
-            unit = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = peak_memory(self.device)
         name = "adapter_model.safetensors" if args.train == "lora" else "model.safetensors"
         epochs, seconds = (sum(result[key] for result in results) for key in ("epochs", "train_s"))
         final = dict(final=True, metric=metric, mean=float(values.mean()), std=float(deviation),
@@ -695,9 +701,9 @@ class Run:
         self.say("  " + ", ".join(f"{name} {value:.4f}" for name, value in winner["scores"].items()))
         if self.rank == 0:
             report(self.rows["val"], winner["outputs"], self.classes)
-        self.say(f"  {final['s_per_epoch']:.1f} s an epoch; {100 * winner['real']:.1f}% of the positions held "
-                 f"tokens; peak memory {peak / 1e6:,.0f} MB, gradients and AdamW {final['training_mb']:.1f} of "
-                 f"it; {name} {final['disk_mb']:.2f} MB")
+        self.say(f"  {final['s_per_epoch']:.1f} s an epoch; tokens in {100 * winner['real']:.1f}% of the "
+                 f"positions; peak memory {peak / 1e6:,.0f} MB, gradients and AdamW "
+                 f"{final['training_mb']:.1f} of it; {name} {final['disk_mb']:.2f} MB")
         self.say(f"\nnext: python finetune.py --init_from {args.out_dir} --predict \"...\"")
 
 # -----------------------------------------------------------------------------

@@ -364,8 +364,8 @@ def prepare(splits, kind=None, classes=None):
 
 
 def spelled(classes, used):
-    """{spelling: id} for the labels of one file: the names of the classes, in whatever case, or their ids from
-    0, or, as AG News is published, from 1."""
+    """{spelling: id} for the labels of one file: the names of the classes, in whatever case, or their ids
+    from 0, or, as AG News is published, from 1."""
     names = {name: i for i, name in enumerate(classes)}
     if not used & set(names):
         lower = {name.lower(): i for i, name in enumerate(classes)}

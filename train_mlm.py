@@ -112,7 +112,8 @@ def parser():
 # Setting up: whatever can be wrong with the input is found here, before anything is written
 
 LENGTHS = ("max_steps", "epochs", "max_minutes")
-FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")  # in a resumed run
+# what a resumed run may not change
+FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")
 OUTPUTS = ("resume.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer_config.json",
            "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")  # what a run may write into out_dir
 
@@ -428,8 +429,8 @@ def train(args, state, device, rank, world, control):
     if args.epochs:
         max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
     n_parameters = sum(p.numel() for p in model.parameters())
-    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages), 4 in model.safetensors, and 12
-    # more while the next resume.pt is written beside the last.
+    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages), 4 in model.safetensors, and
+    # 12 more while the next resume.pt is written beside the last.
     check_disk(args.out_dir, 28 * n_parameters)
     model.to(device)
     args.lr = args.lr or (default_lr(model.config) if args.init_from == "scratch" else 5e-5)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import data
-import tokenizer as tokenizers
 
 
 def write(path, content):

@@ -1,4 +1,4 @@
-"""tasks.py: files, detection and bad input; rows against transformers; metrics against scikit-learn and scipy."""
+"""tasks.py: files and bad input; rows against transformers; metrics against scikit-learn and scipy."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,8 @@ def test_token_metrics_equal_scikit_learns():
     assert found["token_f1"] == pytest.approx(
         sklearn.metrics.f1_score(labels, outputs.argmax(1), labels=named, average="micro"), abs=1e-12)
     assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, outputs.argmax(1)))
-    assert tasks.scores("tokens", labels, outputs, list("abcd"))["token_f1"] == pytest.approx(found["accuracy"])
+    without_o = tasks.scores("tokens", labels, outputs, list("abcd"))
+    assert without_o["token_f1"] == pytest.approx(found["accuracy"])
 
 
 def test_degenerate_metrics():
@@ -115,10 +116,11 @@ def test_rows_equal_transformers(kind, max_length, vocabularies):
     ours, theirs, _ = vocabularies[kind]
     lines = sentences()
     for texts in ([(a,) for a in lines], [(a, b) for a in lines for b in lines]):
-        rows = tasks.Rows(tasks.Examples(texts, None, None), "classification", ours, max_length, kind != "bpe")
+        examples = tasks.Examples(texts, None, None)
+        rows = tasks.Rows(examples, "classification", ours, max_length, kind != "bpe")
         batch = rows.inputs(np.arange(len(texts)))
-        expected = theirs(*map(list, zip(*texts)), truncation="longest_first", max_length=max_length, padding=True,
-                          return_token_type_ids=True)
+        expected = theirs(*map(list, zip(*texts)), truncation="longest_first", max_length=max_length,
+                          padding=True, return_token_type_ids=True)
         assert batch["input_ids"].tolist() == expected["input_ids"]
         mask = batch.get("attention_mask", np.ones_like(batch["input_ids"]))  # none: all are tokens
         assert mask.tolist() == expected["attention_mask"]
@@ -171,10 +173,12 @@ REVIEWS = [("good, very good", "pos"), ('he said "no"', "neg"), ("two\nlines", "
 
 def test_every_format_says_the_same(tmp_path):
     texts, labels = [(text,) for text, _ in REVIEWS], [label for _, label in REVIEWS]
-    csv_text = 'Review,Label\r\n"good, very good",pos\r\n"he said ""no""",neg\r\n"two\nlines",pos\r\nfine,neg\r\n'
+    csv_text = ('Review,Label\r\n"good, very good",pos\r\n"he said ""no""",neg\r\n'
+                '"two\nlines",pos\r\nfine,neg\r\n')
     files = [write(tmp_path, "a.csv", csv_text), write(tmp_path, "b.csv", "\ufeff" + csv_text),
-             write(tmp_path, "c.jsonl", "\n".join(json.dumps({"id": 1, "text": a, "label": b}) for a, b in REVIEWS))]
-    pyarrow.parquet.write_table(pyarrow.table({"text": [a for a, _ in REVIEWS], "label": labels}), tmp_path / "d.parquet")
+             write(tmp_path, "c.jsonl", "\n".join(json.dumps({"text": a, "label": b}) for a, b in REVIEWS))]
+    table = pyarrow.table({"text": [a for a, _ in REVIEWS], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
     for file in [*files, str(tmp_path / "d.parquet")]:
         found = tasks.read_file(file)
         assert (found.texts, found.labels) == (texts, labels), file
@@ -183,8 +187,8 @@ def test_every_format_says_the_same(tmp_path):
 
 def test_tsv_takes_quotes_as_letters(tmp_path):
     """As MRPC needs: byte order mark, lone quotes, names of its own."""
-    file = write(tmp_path, "m.tsv", '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "no\tNo "\n'
-                                    '0\t7\t8\ta\tb\n')
+    file = write(tmp_path, "m.tsv", '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n'
+                                    '1\t7\t8\tHe said "no\tNo "\n0\t7\t8\ta\tb\n')
     found = tasks.read_file(file)
     assert found.texts == [('He said "no', 'No "'), ("a", "b")] and found.labels == ["1", "0"]
 
@@ -194,8 +198,8 @@ def test_columns_without_names_are_found_by_content(tmp_path):
     rows = [f"src{i % 7}\t{i % 2}\t{'*' * (i % 2)}\tthe sentence number {i} is here" for i in range(40)]
     found = tasks.read_file(write(tmp_path, "c.tsv", "\n".join(rows)))
     assert found.texts[3] == ("the sentence number 3 is here",) and found.labels[:3] == ["0", "1", "0"]
-    by_number = tasks.read_file(write(tmp_path, "c.tsv", "\n".join(rows)), text_columns=["4"], label_column="2")
-    assert by_number == found
+    file = write(tmp_path, "c.tsv", "\n".join(rows))
+    assert tasks.read_file(file, text_columns=["4"], label_column="2") == found
     # AG News as published: class, title, text
     rows = [f'"{i % 4 + 1}","A title of it {i}","And a description of the {i}"' for i in range(40)]
     found = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)))
@@ -211,13 +215,15 @@ def test_columns_by_name(tmp_path):
 
 
 def labelled(labels, texts=None):
-    return tasks.Examples(texts or [("text",)] * len(labels), list(labels), [f"f, line {i}" for i in range(len(labels))])
+    where = [f"f, line {i}" for i in range(len(labels))]
+    return tasks.Examples(texts or [("text",)] * len(labels), list(labels), where)
 
 
 def test_kinds_and_classes():
     prepare = lambda *labels, **more: tasks.prepare({"train": labelled(labels)}, **more)
     found = prepare("10", "9", "9", "10")
-    assert (found.kind, found.classes, found.splits["train"].labels) == ("classification", ["9", "10"], [1, 0, 0, 1])
+    assert (found.kind, found.classes) == ("classification", ["9", "10"])
+    assert found.splits["train"].labels == [1, 0, 0, 1]
     assert prepare("b", "a").classes == ["a", "b"]
     assert prepare("0", "1", classes=["no", "yes"]).splits["train"].labels == [0, 1]
     assert prepare("yes", "no", classes=["no", "yes"]).splits["train"].labels == [1, 0]
@@ -235,7 +241,7 @@ def test_labels_of_another_file_may_be_spelled_otherwise():
     found = tasks.prepare({"train": labelled(["negative", "positive"]), "val": labelled(["1", "0"]),
                            "test": labelled(["Positive", "NEGATIVE"])}, classes=classes)
     assert [found.splits[name].labels for name in ("train", "val", "test")] == [[0, 1], [1, 0], [1, 0]]
-    published = tasks.prepare({"train": labelled("1234")}, classes=["World", "Sports", "Business", "Sci/Tech"])
+    published = tasks.prepare({"train": labelled("1234")}, classes=list(tasks.TASKS["ag_news"].labels))
     assert published.splits["train"].labels == [0, 1, 2, 3]
     assert tasks.plain(1.0) == "1" and tasks.plain(2.5) == 2.5  # a .parquet of floats and a .csv agree
 
@@ -244,8 +250,10 @@ def test_column_numbers_are_no_header(tmp_path):
     """A first row whose class is 1, or y, beside --label_column 1."""
     rows = [f'"{i % 4 + 1}","Title {i} of it","The text of number {i}"' for i in range(40)]
     found = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)), None, ["2", "3"], "1")
-    assert len(found.texts) == 40 and found.labels[:3] == ["1", "2", "3"] and found.texts[0][0] == "Title 0 of it"
-    found = tasks.read_file(write(tmp_path, "yn.csv", "\n".join(["y,a b c d", "n,e f g h"] * 5)), None, ["2"], "1")
+    assert len(found.texts) == 40 and found.labels[:3] == ["1", "2", "3"]
+    assert found.texts[0][0] == "Title 0 of it"
+    rows = ["y,a b c d", "n,e f g h"] * 5
+    found = tasks.read_file(write(tmp_path, "yn.csv", "\n".join(rows)), None, ["2"], "1")
     assert found.labels == ["y", "n"] * 5
 
 
@@ -254,7 +262,8 @@ def test_words_and_their_tags_go_together(tmp_path):
     found = tasks.prepare({"train": tasks.read_file(write(tmp_path, "a.jsonl", json.dumps(row)))})
     assert found.kind == "tokens" and found.classes == ["LOC", "O"]
     del row["tags"]
-    examples = tasks.read_file(write(tmp_path, "b.jsonl", "\n".join([json.dumps(row), json.dumps(row | {"intent": "x"})])))
+    rows = [json.dumps(row), json.dumps(row | {"intent": "x"})]
+    examples = tasks.read_file(write(tmp_path, "b.jsonl", "\n".join(rows)))
     with pytest.raises(ValueError, match="b.jsonl, line 1: the text is a list"):
         tasks.prepare({"train": examples})
     headless = tasks.read_file(write(tmp_path, "c.tsv", "in Rome\tO LOC\nyes\tO\n"), False, ["1"], "2")
@@ -298,7 +307,7 @@ def test_other_bad_files(tmp_path):
     with pytest.raises(ValueError, match="no column '7' among text, label; see --label_column"):
         tasks.read_file(file, label_column="7")
     headed = write(tmp_path, "headed.csv", "said,mood\n" + "a b c d,x\ne f g h,y\n" * 5)
-    with pytest.raises(ValueError, match="line 1: no other row has the label 'mood'; .* say --header, if not"):
+    with pytest.raises(ValueError, match="line 1: no other row has the label 'mood'; .* say --header"):
         tasks.read_file(headed, label_column="2")
     with pytest.raises(ValueError, match="line 1: label, text look like names of columns; leave --no-header"):
         tasks.read_file(file, header=False)
@@ -311,7 +320,7 @@ def test_bad_labels():
     with pytest.raises(ValueError, match="f: every row has the label 'a'"):
         tasks.prepare({"train": labelled("aaa")})
     for bad in ("high", "nan", "inf"):
-        with pytest.raises(ValueError, match=f"f, line 1: the target of a regression is '{bad}', not a number"):
+        with pytest.raises(ValueError, match=f"f, line 1: the target of a regression is '{bad}', not a"):
             tasks.prepare({"train": labelled(["0.5", bad])}, kind="regression")
     with pytest.raises(ValueError, match="f, line 0: 2 words and 3 tags"):
         tasks.prepare({"train": labelled([["O", "O", "B"]], [(["in", "Rome"],)])})
@@ -357,7 +366,7 @@ def test_the_hub(monkeypatch):
     def refuse(*args, **more):
         raise ConnectionError("no network\nand a second line")
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(FileNotFoundError, match=r"the hub did not give nyu-mll/glue:rte \(no network\); --train_file"):
+    with pytest.raises(FileNotFoundError, match=r"not give nyu-mll/glue:rte \(no network\); --train"):
         tasks.read_hub("rte")
 
 

@@ -569,6 +569,19 @@ class Run:
         start = shown_at = time.time()
         aside = shown_aside = 0.0  # seconds of evaluating and saving
         shown_step = 0
+
+        def mean_loss():
+            """Of the steps since the last look, as a look has to wait for the GPU."""
+            losses = torch.stack(history)
+            history.clear()
+            if world > 1:
+                dist.all_reduce(losses)
+                losses /= world
+            if not losses.isfinite().all():
+                kept = f"{args.out_dir} has the best weights so far" if self.best else "nothing was saved"
+                raise train_mlm.Stop(f"the loss is not finite near step {step}; {kept}; try a lower --lr", 2)
+            return losses.mean().item()
+
         while True:
             if step % per_epoch == 0:
                 rng = data.random_numbers(seed, data.ORDER, step // per_epoch)
@@ -615,20 +628,11 @@ class Run:
 
             eval_due = step % eval_interval == 0 or step == max_steps
             if step % args.log_interval == 0 or eval_due or step == 1:
-                losses = torch.stack(history)
-                history.clear()
-                if world > 1:
-                    dist.all_reduce(losses)
-                    losses /= world
-                if not losses.isfinite().all():
-                    kept = f"{args.out_dir} has the best weights so far" if self.best else "nothing was saved"
-                    raise train_mlm.Stop(f"the loss is not finite near step {step}; {kept}; try a lower --lr",
-                                         2)
-                now = time.time()
+                loss, now = mean_loss(), time.time()
                 speed = (step - shown_step) * args.batch_size / (now - shown_at - (aside - shown_aside))
                 left = 60 * args.max_minutes - (now - start) if args.max_minutes else (
                     (max_steps - step) * args.batch_size / speed)
-                epoch, loss = step / per_epoch, losses.mean().item()
+                epoch = step / per_epoch
                 self.say(f"step {step:6,} | epoch {epoch:5.2f} | loss {loss:.4f} | lr {lr:.2e} | "
                          f"{speed:,.0f} rows/s | {train_mlm.clock(max(0, left))} left", flush=True)
                 self.log(seed=seed, step=step, epoch=epoch, loss=loss, lr=lr,
@@ -640,6 +644,8 @@ class Run:
                 aside += time.time() - before
 
         seconds = time.time() - start - aside
+        if history:
+            mean_loss()  # weights that are not finite are not saved
         if step and (not curve or curve[-1][0] != step) and not (stop and self.best):
             # a budget ended between two evaluations, or a signal came before the first
             best, since_best = self.look(model, seed, step, best, since_best, curve)

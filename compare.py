@@ -16,19 +16,21 @@ FINETUNE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "finetune.py
 COLUMNS = ("trained", "trained parameters", "share", "{metric}", "s an epoch", "ms a step", "peak memory, MB",
            "gradients and AdamW, MB", "on disk, MB")
 
-def compare(argv, modes, out_dir):
-    """Run finetune.py with the flags argv and each mode, into out_dir/MODE; print one table."""
+def compare(argv, rates, out_dir):
+    """Run finetune.py with the flags argv and each mode of {mode: learning rate or None}, into out_dir/MODE;
+    print one table."""
     logs = {}
-    for mode in modes:
-        print(f"\n--train {mode}", flush=True)
+    for mode, rate in rates.items():
+        flags = ["--train", mode, *(["--lr", rate] if rate else [])]
+        print(f"\n{' '.join(flags)}", flush=True)
         folder = os.path.join(out_dir, mode)
-        status = run_and_wait([sys.executable, FINETUNE, *argv, "--train", mode, "--out_dir", folder])
+        status = run_and_wait([sys.executable, FINETUNE, *argv, *flags, "--out_dir", folder])
         if status:
             done = f"; {', '.join(logs)} ended well, see {out_dir}" if logs else ""
             raise Stop(f"--compare: {mode} ended with status {status}{done}", status)
         with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
             logs[mode] = json.loads(f.read().splitlines()[-1])
-    metric = logs[modes[0]]["metric"]
+    metric = next(iter(logs.values()))["metric"]
     table = [[column.format(metric=metric) for column in COLUMNS]]
     for mode, log in logs.items():
         deviation = f" ± {100 * log['std']:.2f}" if len(log["seeds"]) > 1 else ""

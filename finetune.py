@@ -71,7 +71,7 @@ def parser():
     add("--lora_r", type=int, default=8, help="rank of the adapters")
     add("--lora_alpha", type=float, default=16)
     add("--lora_dropout", type=float, default=0.0)
-    add("--lora_targets", nargs="+", default=["query", "value"], help="of query key value out fc_in fc_out")
+    add("--lora_targets", nargs="+", default=["query", "value"], help="of query key value out fc_in fc_out pooler")
     add("--lora_pooler", action="store_true", help="train and save BERT's or ALBERT's pooler too")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
     add("--dora", action="store_true", help="train the lengths of the rows apart from their directions")
@@ -109,7 +109,8 @@ def parser():
     add("--predict", metavar="FILE_OR_TEXT", help="labels and probabilities; a tab parts the two of a pair")
     add("--json", action="store_true", help="predictions as JSON lines")
     add("--merge", action="store_true", help="write --init_from, an adapter, as a plain checkpoint")
-    add("--compare", metavar="MODES", help="full,lora,head,last_block: train each, one table")
+    add("--compare", metavar="MODES",
+        help="full,lora,head,last_block: train each, one table; lora:5e-4 with that rate")
     add("--compared", action="store_true", help=argparse.SUPPRESS)  # one run of a comparison
     return p
 
@@ -144,7 +145,7 @@ def parse_arguments(argv):
     idle = [] if args.init_from == "scratch" else given("model", "preset", "tokenizer", "vocab_size")
     if idle:
         raise ValueError(f"{', '.join(idle)}: only --init_from scratch takes them, a checkpoint has its own")
-    modes = args.compare.split(",") if args.compare else [args.train]
+    modes = list(rates_of(args)) if args.compare else [args.train]
     idle = given("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
     if idle and "lora" not in modes and not args.compared:
         raise ValueError(f"{', '.join(idle)} without --train lora")
@@ -153,22 +154,35 @@ def parse_arguments(argv):
     for name in ("text_columns", "lora_targets"):  # a,b as well as a b
         if getattr(args, name):
             setattr(args, name, [part for value in getattr(args, name) for part in value.split(",") if part])
-    for mode in modes:
-        if mode not in MODES:
-            raise ValueError(f"--compare {args.compare}: {mode!r} is not one of {', '.join(MODES)}")
     files = [args.train_file, args.val_file, args.test_file]
     if not args.task and not any(files):
         args.task = "pydoc"
     if any(files) and not args.train_file and not args.eval_only and not (args.task and not args.val_file):
         raise ValueError("there is no --train_file; --eval_only evaluates without training")
     if args.compare and args.lr:
-        raise ValueError("--compare with --lr: each mode has a rate of its own")
+        raise ValueError("--compare with --lr: each mode has a rate of its own; --compare full,lora:5e-4 "
+                         "gives one")
     default = f"{args.init_from.rstrip('/')}-merged" if args.merge else (
         f"out/{args.task or 'mine'}-{'compare' if args.compare else args.train}")
     args.out_dir = args.out_dir or default
     if not args.eval_only and args.predict is None:
         check_out_dirs(args, [f"{args.out_dir}/{mode}" for mode in modes] if args.compare else [args.out_dir])
     return (args,)
+
+
+def rates_of(args):
+    """--compare full,lora:5e-4 -> {"full": None, "lora": "5e-4"}"""
+    rates = {}
+    for part in args.compare.split(","):
+        mode, colon, rate = part.partition(":")
+        if mode not in MODES:
+            raise ValueError(f"--compare {args.compare}: {mode!r} is not one of {', '.join(MODES)}")
+        if mode in rates:
+            raise ValueError(f"--compare {args.compare}: {mode} twice")
+        if colon and not (tasks.is_number(rate) and float(rate) > 0):
+            raise ValueError(f"--compare {args.compare}: {rate!r} is not a learning rate")
+        rates[mode] = rate or None
+    return rates
 
 
 def check_out_dirs(args, folders):
@@ -435,14 +449,14 @@ def finetune(args, device, rank, world, control):
 
 
 def start_comparison(args, world):
-    modes, argv = args.compare.split(","), list(args.argv)
+    rates, argv = rates_of(args), list(args.argv)
     if world > 1:
         raise ValueError("--compare runs in one process; leave torchrun out")
-    if "last_block" in modes:
+    if "last_block" in rates:
         check_last_block(module_of(args))
     i = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--compare")
     del argv[i:i + (1 if "=" in argv[i] else 2)]
-    compare.compare([*argv, "--compared"], modes, args.out_dir)
+    compare.compare([*argv, "--compared"], rates, args.out_dir)
 
 
 def read_once(args, rank, control):

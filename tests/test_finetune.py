@@ -401,13 +401,15 @@ def test_a_budget_in_minutes(flags, tmp_path):
 # comparing
 
 def test_compare(flags, tmp_path, capsys):
-    argv = flags(tmp_path, "single", "bert", "--compare", "full,lora", "--seeds", "2", "--lora_r", "4")
+    argv = flags(tmp_path, "single", "bert", "--compare", "full,lora:2e-2", "--seeds", "2", "--lora_r", "4")
     i = argv.index("--lr")
     finetune.main(argv[:i] + argv[i + 2:])
     table = (tmp_path / "compare.md").read_text().splitlines()
     assert len(table) == 4 and table[2].startswith("| full | ") and table[3].startswith("| lora | ")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     full, lora = (final(tmp_path / name) for name in ("full", "lora"))
+    assert [read_log(tmp_path / name)[0]["lr"] for name in ("full", "lora")] == [
+        5e-5 * 768 / 128, 2e-2]  # bert-tiny is 128 wide
     assert f"| {lora['trained']:,} | {100 * lora['trained'] / lora['parameters']:.2f}% | " in table[3]
     # gradients and two moments of what is trained, and AdamW's step counts
     assert lora["training_mb"] == pytest.approx(12 * lora["trained"] / 1e6, rel=0.01)
@@ -448,6 +450,9 @@ def test_bad_input(flags, files, base, tmp_path, capsys):
         ([*argv, "--init_from", "out/nowhere/at/all"], "out/nowhere/at/all: no such directory"),
         ([*argv, "--init_from", "scratch", "--preset", "huge"], "no preset huge; roberta.py has"),
         ([*argv, "--compare", "full,half"], "'half' is not one of full, lora, head, last_block"),
+        ([*argv, "--compare", "full,lora:fast"], "'fast' is not a learning rate"),
+        ([*argv, "--compare", "full,lora,full"], "full twice"),
+        ([*argv, "--compare", "full,lora"], "--compare with --lr: each mode has a rate of its own"),
         (without("--train_file"), "there is no --train_file; --eval_only evaluates"),
         ([*argv, "--eval_only"], "holds BertForPreTraining, no classifier; fine-tune it first"),
         ([*without("--train_file", "--val_file"), "--merge"], "is no adapter: it has no adapter_config.json"),

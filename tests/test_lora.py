@@ -200,6 +200,18 @@ def test_eval_merges_nothing(tmp_path):
         assert torch.equal(ours(ids, attention_mask=mask)[0], again(ids, attention_mask=mask)[0])
 
 
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_an_adapter_on_the_pooler(family, tmp_path):
+    ours, theirs = make(family, tmp_path / "base")
+    lora.inject(ours, r=4, targets=("fc_in", "pooler"))
+    randomise(ours)
+    lora.save(ours, tmp_path / "adapter")
+    a, b = logits_of(ours, peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter"))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    again = lora.load(type(ours).from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    torch.testing.assert_close(logits_of(again, theirs)[0], b, atol=1e-5, rtol=0)
+
+
 def test_exact_targets(tmp_path):
     injected = lambda model: {n for n, m in model.named_modules() if isinstance(m, lora.LoRALinear)}
     ours, _ = make("roberta", tmp_path / "a")

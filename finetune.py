@@ -71,7 +71,8 @@ def parser():
     add("--lora_r", type=int, default=8, help="rank of the adapters")
     add("--lora_alpha", type=float, default=16)
     add("--lora_dropout", type=float, default=0.0)
-    add("--lora_targets", nargs="+", default=["query", "value"], help="of query key value out fc_in fc_out pooler")
+    add("--lora_targets", nargs="+", default=["query", "value"],
+        help="of query key value out fc_in fc_out pooler")
     add("--lora_pooler", action="store_true", help="train and save BERT's or ALBERT's pooler too")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
     add("--dora", action="store_true", help="train the lengths of the rows apart from their directions")

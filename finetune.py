@@ -97,7 +97,8 @@ def parser():
     add("--seeds", type=int, default=1, help="runs with --seed, --seed + 1, ...; mean and deviation")
     # machine
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is faster")
+    add("--dtype", choices=("float32", "bfloat16"),
+        help="default: in training bfloat16 where it is faster, else float32")
     add("--compile", action="store_true", help="torch.compile")
     add("--threads", type=int, help="CPU threads; default: all cores")
     # output
@@ -146,6 +147,17 @@ def parse_arguments(argv):
     idle = [] if args.init_from == "scratch" else given("model", "preset", "tokenizer", "vocab_size")
     if idle:
         raise ValueError(f"{', '.join(idle)}: only --init_from scratch takes them, a checkpoint has its own")
+    if only_uses(args):
+        idle = given("train", "kind", "metric", "class_weights", "lr", "schedule", "warmup", "weight_decay",
+                     "beta1", "beta2", "eps", "clip", "patience", "seed", "seeds", "accumulation", "dropout",
+                     "compile", "log_interval", "eval_interval", *train_mlm.LENGTHS)
+        idle += [] if args.merge else given("out_dir", "overwrite")
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: --eval_only, --predict and --merge take a model as it is")
+    if args.json and args.predict is None:
+        raise ValueError("--json without --predict")
+    if args.compare and args.train != "full":
+        raise ValueError(f"--train {args.train} beside --compare, which says what is trained")
     modes = list(rates_of(args)) if args.compare else [args.train]
     idle = given("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
     if idle and "lora" not in modes and not args.compared:
@@ -169,6 +181,11 @@ def parse_arguments(argv):
     if not args.eval_only and args.predict is None:
         check_out_dirs(args, [f"{args.out_dir}/{mode}" for mode in modes] if args.compare else [args.out_dir])
     return (args,)
+
+
+def only_uses(args):
+    """A trained model, that is."""
+    return args.eval_only or args.merge or args.predict is not None
 
 
 def rates_of(args):
@@ -200,9 +217,7 @@ def read_splits(args):
     read = lambda file: tasks.read_file(file, args.header, args.text_columns, args.label_column)
     files = {"train": args.train_file, "val": args.val_file, "test": args.test_file}
     splits = {name: read(file) for name, file in files.items() if file}
-    if args.train_file and not args.val_file:
-        splits["train"], splits["val"] = tasks.hold_out(splits["train"])
-    elif not args.train_file and not args.val_file and args.task:
+    if args.task and not (args.train_file or args.val_file or args.eval_only and args.test_file):
         splits = (tasks.read_pydoc() if args.task == "pydoc" else tasks.read_hub(args.task)) | splits
     return splits
 
@@ -235,6 +250,9 @@ def open_model(args):
         with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
             model = kind.from_pretrained(base, **options)
         lora.load(model, path)
+        lacking = [name for name in model.fresh if not name.startswith(tuple(model.lora["modules_to_save"]))]
+        if lacking:
+            raise ValueError(f"{path}: neither the adapter nor its base {base} has {lacking[0]}")
         own = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path))
         tokenizer = tokenizers.load(path if own else base)
     if model.config.problem_type == "multi_label_classification":
@@ -308,6 +326,8 @@ def choose_trained(model, args):
         return
     # what comes after the layers: the classifier, and in BERT and ALBERT the pooler that it reads
     head = ["classifier"] + ["encoder.pooler"] * (model.encoder.pooler is not None)
+    if args.lora_pooler and len(head) == 1:
+        raise ValueError("--lora_pooler: this model has no pooler")
     if args.train == "lora":
         # a pooler from the checkpoint stays, as in PEFT; one with fresh weights has to learn
         saved = [name for name in head if name == "classifier" or args.lora_pooler or name in model.fresh]
@@ -330,13 +350,18 @@ def open_tokenizer(args, texts):
     name = args.tokenizer or train_mlm.TOKENIZER[args.model]
     if name not in tokenizers.KINDS:
         return tokenizers.load(name)
-    return tokenizers.train(name, (part for text in texts for part in text), args.vocab_size)
+    lines = (part for text in texts for part in ([" ".join(text)] if isinstance(text, list) else text))
+    return tokenizers.train(name, lines, args.vocab_size)
 
 
 def make_rows(args, examples, kind, tokenizer, model):
     types = model.config.type_vocab_size > 1
     length = min(args.max_length, train_mlm.longest_row(model))
     return tasks.Rows(examples, kind, tokenizer, length, types)
+
+def say_cut_words(say, name, rows):
+    if rows.cut_words:
+        say(f"{rows.cut_words:,} words of {name} are beyond --max_length: not trained on, not scored")
 
 # -----------------------------------------------------------------------------
 # Computing
@@ -393,16 +418,23 @@ def report(rows, outputs, classes):
 # Training
 
 def finetune(args, device, rank, world, control):
+    if world > 1 and (args.compare or only_uses(args)):
+        raise ValueError("--compare, --merge, --predict and --eval_only run in one process; leave torchrun "
+                         "out")
     if args.compare:
-        return start_comparison(args, world)
+        return start_comparison(args)
     if args.merge:
         return merge(args)
-    if args.predict is not None or args.eval_only:
+    if only_uses(args):
         return use(args, device)
     splits = read_once(args, rank, control)
     known = tasks.TASKS.get(args.task)
     classes = list(known.labels) if known and known.labels else None
-    found = tasks.prepare(splits, args.kind or ("classification" if classes else None), classes)
+    scored = known and known.metric == "spearman"
+    kind = args.kind or ("classification" if classes else "regression" if scored else None)
+    found = tasks.prepare(splits, kind, classes)
+    if "val" not in found.splits:
+        found.splits["train"], found.splits["val"] = tasks.hold_out(found.splits["train"], found.kind)
     task = known or tasks.OWN[found.kind]
     set_defaults(args, task, found)
     tokenizer = open_tokenizer(args, splits["train"].texts)
@@ -426,6 +458,8 @@ def finetune(args, device, rank, world, control):
     names = ", ".join(found.classes[:12]) + ", ..." * (len(found.classes) > 12)
     say(", ".join(f"{len(part):,} rows {name}" for name, part in rows.items())
         + f"; {found.kind}{' into ' * bool(names)}{names}")
+    for name, part in rows.items():
+        say_cut_words(say, name, part)
     say(f"{device}, {args.dtype}{', compiled' if args.compile else ''}, {torch.get_num_threads()} threads"
         + (f", {world} processes" if world > 1 else "")
         + f"; steps of {args.batch_size} rows, learning rate {args.lr:.1e}")
@@ -449,10 +483,8 @@ def finetune(args, device, rank, world, control):
     run.finish(results, n_all, n_trained)
 
 
-def start_comparison(args, world):
+def start_comparison(args):
     rates, argv = rates_of(args), list(args.argv)
-    if world > 1:
-        raise ValueError("--compare runs in one process; leave torchrun out")
     if "last_block" in rates:
         check_last_block(module_of(args))
     i = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--compare")
@@ -746,12 +778,15 @@ def use(args, device):
         rows = make_rows(args, examples, kind, tokenizer, model)
         outputs = outputs_of(model, rows, batch_size, amp, device)
         return show_predictions(args, examples, outputs, kind, classes)
-    splits = {name: part for name, part in read_splits(args).items() if name != "train"}
-    if not splits:
-        raise ValueError("--eval_only evaluates --val_file, --test_file or a --task")
+    splits = read_splits(args)
+    if set(splits) != {"train"}:
+        splits.pop("train", None)
     found = tasks.prepare(splits, kind, classes or None)
+    if "train" in found.splits:  # what was held out of it
+        found.splits = {"val": tasks.hold_out(found.splits["train"], kind)[1]}
     for name, examples in found.splits.items():
         rows = make_rows(args, examples, kind, tokenizer, model)
+        say_cut_words(print, name, rows)
         outputs = outputs_of(model, rows, batch_size, amp, device)
         print(f"{args.init_from}, {len(rows):,} rows {name}: " + ", ".join(
             f"{metric} {value:.4f}" for metric, value in score(rows, outputs, classes).items()))

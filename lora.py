@@ -15,8 +15,9 @@ A starts random and B at zero, so that training starts from the pretrained model
 takes s = alpha / sqrt(r) (Kalajdzievski 2023). DoRA learns the length of every row of W + s B A apart from
 its direction (Liu et al. 2024).
 
-Works on any model made of nn.Linear. Where the model has a method hf_keys() -> {parameter: its name in
-transformers}, as bert.py, roberta.py and albert.py, the files carry those names, and PEFT opens them.
+Works on any model that calls its nn.Linear layers. (nn.TransformerEncoderLayer and nn.MultiheadAttention take
+their weights without a call; they are refused.) Where the model has a method hf_keys() -> {parameter: its
+name in transformers}, as bert.py, roberta.py and albert.py, the files carry those names, and PEFT opens them.
 """
 
 import json
@@ -91,7 +92,7 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
     targets: last parts of module names ("query"), or whole ones. modules_to_save: names of modules that are
     trained and saved whole; default: the classifier, where there is one. A module that is used at several
     depths, as ALBERT's, has one adapter, applied at each use. ValueError for a target that names no linear
-    layer, and for a model that has adapters already.
+    layer, for one whose weight is used without a call, and for a model that has adapters already.
     """
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model has LoRA adapters already; merge them first")
@@ -113,12 +114,16 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
             names = sorted({name.rpartition(".")[2] for name in linears})
             raise ValueError(f"LoRA: no linear layer is called {target!r}; there are {', '.join(names)}")
         chosen.update((name, linears[name]) for name in found)
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen}
+    for name, parent in parents.items():
+        if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
+                             "an adapter there would do nothing")
     model.requires_grad_(False)
     for head in saved:
         head.requires_grad_(True)
     for name, base in chosen.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(base, r, alpha, dropout, rslora, dora))
+        setattr(parents[name], name.rpartition(".")[2], LoRALinear(base, r, alpha, dropout, rslora, dora))
     model.lora = dict(r=r, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora,
                       modules_to_save=list(modules_to_save))
     return model

@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,14 +162,17 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
         found.texts.append(tuple(row[i] for i in texts))
         found.where.append(where)
         if labelled:
-            if row[label] in (None, "", []) or row[label] != row[label]:  # the last is a NaN
-                raise ValueError(f"{where}: no label in column {table.names[label]!r}")
+            if row[label] in (None, []) or row[label] != row[label] or plain(row[label]) == "":
+                raise ValueError(f"{where}: no label in column {table.names[label]!r}")  # unequal: a NaN
             found.labels.append(plain(row[label]))
     if labelled and not table.named and header is None:
         first = found.labels[0]
         if found.labels.count(first) == 1 and not is_number(first):
             raise ValueError(f"{found.where[0]}: no other row has the label {first!r}; if this line names "
                              "the columns, say --header, if not --no-header")
+    elif not table.named and header is None:
+        print(f"{file}: line 1 is taken for a row, not for the names of the columns; else say --header",
+              file=sys.stderr)
     return found
 
 
@@ -234,6 +238,8 @@ def read_jsonl(file):
             raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{file}, line {number}: not a JSON object")
+        if not row:
+            raise ValueError(f"{file}, line {number}: an object without columns")
         table.names = table.names or list(row)
         table.rows.append([row.get(name) for name in table.names])
         table.lines.append(number)
@@ -269,7 +275,7 @@ def find_columns(table, text_columns, label_column, labelled):
     texts = [place(name, "--text_columns") for name in text_columns or known]
     words = any(table.names[i].lower() in WORDS for i in texts)
     likely = TAGS + LABELS if words else LABELS + TAGS
-    label = next((places[name] for name in likely if name in places), None)
+    label = next((places[name] for name in likely if name in places and places[name] not in texts), None)
     if label_column:
         label = place(label_column, "--label_column")
     if not table.named:
@@ -318,9 +324,15 @@ def prepare(splits, kind=None, classes=None):
     kind None: tokens where labels are lists, a regression where all are numbers and one has a fraction,
     else classification. classes None: those of the training labels, sorted; where they are given, labels
     may also be their ids. ValueError, with the line, for a label that training lacks, a target that is no
-    number, one class only, and words and tags of different counts.
+    number, one class only, words and tags of different counts, and a text beside pairs.
     """
-    labels = next(iter(splits.values())).labels
+    first = next(iter(splits.values()))
+    labels = first.labels
+    for examples in splits.values():
+        for text, where in zip(examples.texts, examples.where):
+            if len(text) != len(first.texts[0]):
+                raise ValueError(f"{where}: {len(text)} text columns; {first.where[0]} has "
+                                 f"{len(first.texts[0])}; see --text_columns")
     if kind is None:
         kind = "classification"
         if any(isinstance(label, list) for label in labels):
@@ -342,40 +354,45 @@ def prepare(splits, kind=None, classes=None):
 
     def names(label):
         return [str(tag) for tag in label] if kind == "tokens" else [str(label)]
+    used = {split: {name for label in examples.labels for name in names(label)}
+            for split, examples in splits.items()}
     if classes is None:
-        found = {name for label in labels for name in names(label)}
+        found = used[next(iter(used))]
         whole = all(re.fullmatch(r"-?\d+", name) for name in found)
         classes = sorted(found, key=int if whole else None)
+        ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
+    else:
+        ids = spelled(classes, used)
     if len(classes) < 2:
         file = splits["train"].where[0].rpartition(", ")[0]
         raise ValueError(f"{file}: every row has the label {classes[0]!r}; there is nothing to learn")
     prepared = {}
     for split, examples in splits.items():
-        used = {name for label in examples.labels for name in names(label)}
-        ids = spelled(classes, used)
         for label, where in zip(examples.labels, examples.where):
-            unknown = set(names(label)) - set(ids)
+            unknown = set(names(label)) - set(ids[split])
             if unknown:
                 raise ValueError(f"{where}: the label {min(unknown)!r} is none of the classes: "
                                  f"{', '.join(classes[:20])}")
-        number = lambda label: [ids[name] for name in names(label)] if kind == "tokens" else ids[str(label)]
+        number = lambda label: ([ids[split][name] for name in names(label)] if kind == "tokens"
+                                else ids[split][str(label)])
         prepared[split] = relabel(examples, number)
     return Data(kind, classes, prepared)
 
 
 def spelled(classes, used):
-    """{spelling: id} for the labels of one file: the names of the classes, in whatever case, or their ids
-    from 0, or, as AG News is published, from 1."""
+    """{split: its labels} -> {split: {spelling: id}}: in each the names of the classes, in whatever case, or
+    their ids, which in all the splits begin at 0, or, as AG News is published, at 1."""
     names = {name: i for i, name in enumerate(classes)}
-    if not used & set(names):
-        lower = {name.lower(): i for i, name in enumerate(classes)}
-        zero, one = ({str(i + first): i for i in range(len(classes))} for first in (0, 1))
-        if len(lower) == len(classes) and any(name.lower() in lower for name in used):
-            return {name: lower[name.lower()] for name in used if name.lower() in lower}
-        for ids in (zero, one):
-            if used <= set(ids):
-                return ids
-    return names
+    lower = {name.lower(): i for name, i in names.items()}
+    folded = lambda labels: {name: lower[name.lower()] for name in labels
+                             if len(lower) == len(names) and name.lower() in lower}
+    found = {split: names if labels & set(names) else folded(labels) for split, labels in used.items()}
+    numbers = set().union(*(used[split] for split in used if not found[split]))
+    for first in (0, 1):
+        ids = {str(i + first): i for i in range(len(classes))}
+        if numbers <= set(ids):
+            return {split: spelling or ids for split, spelling in found.items()}
+    return {split: spelling or names for split, spelling in found.items()}
 
 
 def relabel(examples, number):
@@ -383,17 +400,18 @@ def relabel(examples, number):
     return Examples(examples.texts, labels, examples.where)
 
 
-def hold_out(examples, share=10):
-    """-> training and validation rows: every tenth of a fixed shuffle is held out."""
-    if len(examples.texts) < 2 * share:
-        raise ValueError(f"{examples.where[0]}: {len(examples.texts)} rows are too few to hold some out for "
-                         "validation; give --val_file")
+def hold_out(examples, kind, share=10):
+    """Examples with labels as prepare() leaves them -> training and validation rows: every tenth of a fixed
+    shuffle is held out, but for those with a class that training would lack."""
     order = np.random.default_rng(0).permutation(len(examples.texts))
     held = set(order[:len(order) // share].tolist())
-    names = [set(label if isinstance(label, list) else [str(label)]) for label in examples.labels]
-    trained = set().union(*(names[i] for i in range(len(names)) if i not in held))
-    if not all(map(is_number, trained)):  # a class of which no row would be left stays in training
-        held = {i for i in held if names[i] <= trained}
+    if kind != "regression":
+        classes = [set(label) if kind == "tokens" else {label} for label in examples.labels]
+        trained = set().union(*(classes[i] for i in range(len(classes)) if i not in held))
+        held = {i for i in held if classes[i] <= trained}
+    if len(examples.texts) < 2 * share or not held:
+        raise ValueError(f"{examples.where[0]}: {len(examples.texts)} rows are too few to hold some out for "
+                         "validation; give --val_file")
     pick = lambda inside: Examples(*([value for i, value in enumerate(values) if (i in held) == inside]
                                      for values in (examples.texts, examples.labels, examples.where)))
     return pick(False), pick(True)
@@ -480,8 +498,11 @@ class Rows:
         self.rows = encode(examples.texts, tokenizer, max_length)
         self.lengths = np.array([len(row.ids) for row in self.rows])
         self.labels = examples.labels  # numbers; for tokens lists of them
-        if kind == "tokens" and self.labels is not None:  # of the words that fit
-            self.labels = [labels[:len(row.words)] for labels, row in zip(self.labels, self.rows)]
+        self.cut_words = 0
+        if kind == "tokens":
+            self.cut_words = sum(map(len, examples.texts)) - sum(len(row.words) for row in self.rows)
+            if self.labels is not None:  # of the words that fit
+                self.labels = [labels[:len(row.words)] for labels, row in zip(self.labels, self.rows)]
 
     def __len__(self):
         return len(self.rows)

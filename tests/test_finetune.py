@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 import bert
 import finetune
+import lora
+import tasks
 import tokenizer as tokenizers
 
 ROOT = Path(finetune.__file__).parent
@@ -454,8 +457,14 @@ def test_bad_input(flags, files, base, tmp_path, capsys):
         ([*argv, "--compare", "full,lora,full"], "full twice"),
         ([*argv, "--compare", "full,lora"], "--compare with --lr: each mode has a rate of its own"),
         (without("--train_file"), "there is no --train_file; --eval_only evaluates"),
-        ([*argv, "--eval_only"], "holds BertForPreTraining, no classifier; fine-tune it first"),
-        ([*without("--train_file", "--val_file"), "--merge"], "is no adapter: it has no adapter_config.json"),
+        ([*argv, "--eval_only"], "--lr, --epochs, --out_dir: --eval_only, --predict and --merge take"),
+        ([*argv, "--json"], "--json without --predict"),
+        ([*argv, "--train", "head", "--compare", "full"], "--train head beside --compare"),
+        ([*flags(out, "single", "roberta"), "--train", "lora", "--lora_pooler"], "this model has no pooler"),
+        ([*without("--lr", "--epochs", "--out_dir", "--batch_size"), "--eval_only"],
+         "holds BertForPreTraining, no classifier; fine-tune it first"),
+        ([*without("--train_file", "--val_file", "--lr", "--epochs"), "--merge"],
+         "is no adapter: it has no adapter_config.json"),
         ([*flags(out, "single", "albert"), "--train", "last_block"], "there is no last block of its own"),
     ]
     for words, message in cases:
@@ -531,6 +540,9 @@ def test_bad_input_of_two_processes(flags, tmp_path):
                           capture_output=True, text=True, timeout=120)
     assert done.returncode and done.stderr.count("finetune.py: none.csv: no such file") == 1
     assert "finetune.py\", line" not in done.stderr and not (tmp_path / "out").exists()
+    done = subprocess.run(TORCHRUN + ["--init_from", "x", "--predict", "y"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode and "run in one process; leave torchrun out" in done.stderr and not done.stdout
 
 
 def test_words_beyond_the_length(flags, tmp_path, capsys):
@@ -542,6 +554,67 @@ def test_words_beyond_the_length(flags, tmp_path, capsys):
     tagged = [tag for tag in line["tags"] if tag]
     assert len(line["tags"]) == 30 and 0 < len(tagged) < 12 and line["tags"][-1] is None
     assert f"the last {30 - len(tagged)} words are beyond --max_length" in captured.err
+
+
+def test_words_beyond_the_length_are_counted(flags, files, tmp_path, capsys):
+    finetune.main(flags(tmp_path, "tags", "bert", "--epochs", "1", "--max_length", 8))
+    assert "words of train are beyond --max_length" in capsys.readouterr().out
+    use(tmp_path, "--val_file", files["val_tags"], "--eval_only", "--max_length", 8)
+    cut = re.search(r"([\d,]+) words of val are beyond", capsys.readouterr().out)
+    use(tmp_path, "--predict", files["val_tags"], "--json", "--max_length", 8)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert int(cut[1].replace(",", "")) == sum(line["tags"].count(None) for line in lines) > 0
+
+
+def test_bpe_for_tags_knows_words_after_a_space(files, tmp_path):
+    """From scratch: trained on the words as they are encoded, each with its space."""
+    finetune.main(["--init_from", "scratch", "--model", "roberta", "--vocab_size", "300", "--max_steps", "1",
+                   "--train_file", files["train_tags"], "--val_file", files["val_tags"],
+                   "--out_dir", str(tmp_path), *FAST])
+    tokenizer = tokenizers.load(str(tmp_path))
+    rows = tasks.encode([["the", "film"]], tokenizer, 16)
+    assert len(rows[0].ids) == 4  # <s>, a token each, </s>
+
+
+def test_a_file_without_the_hub(flags, files, tmp_path, capsys, monkeypatch):
+    """--task beside --test_file names the labels; nothing is downloaded to evaluate."""
+    finetune.main(flags(tmp_path, "single", "bert", "--epochs", "1"))
+    monkeypatch.setattr(tasks, "read_hub", lambda name: pytest.fail("asked the hub"))
+    use(tmp_path, "--task", "sst2", "--test_file", files["val_single"], "--eval_only")
+    assert "rows test: accuracy" in capsys.readouterr().out
+
+
+def test_scores_without_a_fraction(flags, tmp_path, capsys):
+    """--task stsb is a regression, whatever the numbers in the file look like."""
+    rows = "".join(f"the film\tthe {word} film\t{i % 6}\n" for i, word in enumerate(["fine", "dull"] * 20))
+    (tmp_path / "whole.tsv").write_text("sentence1\tsentence2\tscore\n" + rows)
+    finetune.main([*flags(tmp_path / "out", "score", "bert", "--task", "stsb", "--max_steps", "1")[:2],
+                   "--task", "stsb", "--train_file", str(tmp_path / "whole.tsv"), "--max_steps", "1",
+                   "--out_dir", str(tmp_path / "out"), *FAST])
+    assert "; regression" in capsys.readouterr().out and final(tmp_path / "out")["metric"] == "spearman"
+
+
+def test_what_is_held_out(flags, files, tmp_path, capsys):
+    """Without --val_file; --eval_only of the same file finds the same rows."""
+    argv = flags(tmp_path, "tags", "bert", "--epochs", "1")
+    i = argv.index("--val_file")
+    finetune.main(argv[:i] + argv[i + 2:])
+    rows = read_log(tmp_path)[0]["rows"]
+    assert rows["val"] == (rows["train"] + rows["val"]) // 10
+    capsys.readouterr()
+    use(tmp_path, "--train_file", files["train_tags"], "--eval_only")
+    assert f"{rows['val']} rows val: " in (out := capsys.readouterr().out)
+    assert f"token_f1 {final(tmp_path)['mean']:.4f}" in out
+
+
+def test_an_adapter_whose_base_lacks_the_pooler(flags, base, tmp_path, capsys):
+    """PEFT saves the classifier alone; a pooler from nowhere would give random answers."""
+    bert.ForTokenClassification.from_pretrained(base["bert"]).save_pretrained(tmp_path / "base")  # no pooler
+    tokenizers.load(base["bert"]).save(tmp_path / "base")
+    model = bert.ForSequenceClassification.from_pretrained(tmp_path / "base")
+    lora.save(lora.inject(model), tmp_path / "adapter", str(tmp_path / "base"))
+    assert "neither the adapter nor its base" in refused(
+        ["--init_from", str(tmp_path / "adapter"), "--predict", "x", *FAST], capsys)
 
 
 def test_several_labels_are_refused(flags, tmp_path, capsys):

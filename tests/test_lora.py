@@ -257,6 +257,9 @@ def test_errors(tmp_path):
     ours, _ = make("bert", tmp_path / "base")
     with pytest.raises(ValueError, match="no linear layer is called 'qurey'; there are fc_in, fc_out, key"):
         lora.inject(ours, targets=("query", "qurey"))
+    for target in ("linear1", "out_proj"):  # in eval mode torch's layer takes their weights without a call
+        with pytest.raises(ValueError, match=f"takes the weight of 0.*{target} without calling it"):
+            lora.inject(nn.Sequential(nn.TransformerEncoderLayer(8, 2)), targets=(target,))
     with pytest.raises(ValueError, match="no targets"):
         lora.inject(ours, targets=())
     with pytest.raises(ValueError, match="r must be a positive whole number"):

@@ -246,6 +246,18 @@ def test_labels_of_another_file_may_be_spelled_otherwise():
     assert tasks.plain(1.0) == "1" and tasks.plain(2.5) == 2.5  # a .parquet of floats and a .csv agree
 
 
+def test_labels_are_not_guessed_across_files():
+    """Ids begin where they begin in all the files; without given classes the training file spells them."""
+    news = list(tasks.TASKS["ag_news"].labels)
+    found = tasks.prepare({"train": labelled("1234"), "val": labelled("123")}, classes=news)
+    assert found.splits["val"].labels == [0, 1, 2]
+    found = tasks.prepare({"train": labelled("123"), "val": labelled("0123")}, classes=news)
+    assert found.splits["train"].labels == [1, 2, 3]
+    for train, val in ((["no", "yes"], ["1", "0"]), (["1.0", "2.0"], ["1", "2"]), ("45", "12")):
+        with pytest.raises(ValueError, match="f, line 0: the label '1' is none of the classes"):
+            tasks.prepare({"train": labelled(train), "val": labelled(val)})
+
+
 def test_column_numbers_are_no_header(tmp_path):
     """A first row whose class is 1, or y, beside --label_column 1."""
     rows = [f'"{i % 4 + 1}","Title {i} of it","The text of number {i}"' for i in range(40)]
@@ -284,6 +296,8 @@ BAD_FILES = {
     "j.csv": ("foo,bar\na b c d,x\ne f g h,y\n", "which of the columns 1, 2 is the label"),
     "k.csv": ("text,other\na,1\n", "which of the columns text, other is the label"),
     "l.csv": ("label,other\n1,1\n", "which of the columns label, other is the text"),
+    "l2.csv": ("text,label\na b, \n", "line 2: no label in column 'label'"),
+    "l3.jsonl": ('{}\n{"text": "a", "label": 1}\n', "line 1: an object without columns"),
     "m.parquet": ("no parquet", "m.parquet: "),
     "n.txt": ("text", "not one of .csv, .tsv, .jsonl, .parquet"),
 }
@@ -314,6 +328,20 @@ def test_other_bad_files(tmp_path):
     assert len(tasks.read_file(headed, True, ["said"], "mood").texts) == 10
 
 
+def test_a_text_column_is_not_taken_for_the_label(tmp_path):
+    file = write(tmp_path, "shop.csv", "category,description,stars\nbooks,a b c,4\nfilms,d e f,5\n")
+    found = tasks.read_file(file, text_columns=["category", "description"])
+    assert found.texts[0] == ("books", "a b c") and found.labels == ["4", "5"]
+
+
+def test_an_unknown_header_of_texts_is_pointed_out(tmp_path, capsys):
+    file = write(tmp_path, "new.csv", "utterance\nthis is a text\n")
+    assert len(tasks.read_file(file, text_columns=["1"], labelled=False).texts) == 2
+    assert "new.csv: line 1 is taken for a row" in capsys.readouterr().err
+    assert len(tasks.read_file(file, True, ["utterance"], labelled=False).texts) == 1
+    assert not capsys.readouterr().err
+
+
 def test_bad_labels():
     with pytest.raises(ValueError, match="f, line 1: the label 'c' is none of the classes: a, b"):
         tasks.prepare({"train": labelled("ab"), "val": labelled("ac")})
@@ -326,17 +354,32 @@ def test_bad_labels():
         tasks.prepare({"train": labelled([["O", "O", "B"]], [(["in", "Rome"],)])})
     with pytest.raises(ValueError, match="f, line 0: 2 text columns"):
         tasks.prepare({"train": labelled(["O O"], [("in", "Rome")])}, kind="tokens")
+    with pytest.raises(ValueError, match="f, line 0: 1 text columns; f, line 0 has 2; see --text_columns"):
+        tasks.prepare({"train": labelled("ab", [("a", "b")] * 2), "val": labelled("ab")})
 
 
 def test_hold_out():
-    examples = labelled([str(i % 2) for i in range(50)], [(f"text {i}",) for i in range(50)])
-    train, val = tasks.hold_out(examples)
+    held_out = lambda labels, texts=None, kind=None: (
+        found := tasks.prepare({"train": labelled(labels, texts)}, kind)) and (
+        found.classes, *tasks.hold_out(found.splits["train"], found.kind))
+    _, train, val = held_out([str(i % 2) for i in range(50)])
     assert (len(train.texts), len(val.texts)) == (45, 5)
-    assert sorted(train.where + val.where) == sorted(examples.where)
-    rare = labelled(["a"] * 25 + ["b"] * 24 + ["rare"])  # wherever it falls, a class's only row is trained on
-    assert "rare" in tasks.hold_out(rare)[0].labels
+    assert sorted(train.where + val.where) == sorted(f"f, line {i}" for i in range(50))
+    for rare in ("rare", "2"):  # wherever it falls, a class's only row is trained on
+        for place in range(50):
+            labels = ["0", "1"] * 25
+            labels[place] = rare
+            classes, train, _ = held_out(labels)
+            assert classes.index(rare) in train.labels
+    _, train, val = held_out([str(i / 2) for i in range(50)])  # a regression, where every target is new
+    assert (len(train.texts), len(val.texts)) == (45, 5)
+    tags = [" ".join("OB"[i >> bit & 1] for bit in range(6)) for i in range(60)]  # no two are the same
+    _, train, val = held_out(tags, [("a b c d e f",)] * 60, "tokens")
+    assert (len(train.texts), len(val.texts)) == (54, 6)
     with pytest.raises(ValueError, match="too few to hold some out"):
-        tasks.hold_out(labelled("ab"))
+        held_out("ab" * 9)
+    with pytest.raises(ValueError, match="too few to hold some out"):
+        held_out([f"id {i}" for i in range(50)])  # every row a class of its own
 
 
 def test_pydoc_task():

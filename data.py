@@ -76,6 +76,7 @@ def open_corpus(names, text_field="text"):
             raise ValueError(f"{file}: not one of {', '.join(FILES)}")
         if os.path.getsize(file) == 0:
             raise ValueError(f"{file} is empty")
+        digest.update(f"{os.path.splitext(file)[1]} {os.path.getsize(file)} ".encode())
         with open(file, "rb") as f:
             while block := f.read(1 << 20):
                 digest.update(block)
@@ -107,6 +108,9 @@ def read_file(file, text_field):
                 if text_field not in row:
                     raise ValueError(f"{file}: no column {text_field!r} among "
                                      f"{', '.join(reader.fieldnames)}; name it with --text_field")
+                if None in row:
+                    raise ValueError(f"{file}, line {reader.line_num}: more columns than the header has; a "
+                                     "text with commas wants quotes")
                 yield paragraphs(row[text_field], f"{file}, line {reader.line_num}")
         except csv.Error as error:
             raise ValueError(f"{file}, line {reader.line_num}: {error}") from error

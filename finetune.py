@@ -100,7 +100,7 @@ def parser():
     add("--dtype", choices=("float32", "bfloat16"),
         help="default: in training bfloat16 where it is faster, else float32")
     add("--compile", action="store_true", help="torch.compile")
-    add("--threads", type=int, help="CPU threads; default: all cores")
+    add("--threads", type=int, help="CPU threads of the model; default: all cores")
     # output
     add("--out_dir", help="default: out/TASK-TRAIN")
     add("--overwrite", action="store_true", help="replace what is in out_dir")
@@ -129,7 +129,7 @@ def parse_arguments(argv):
         raise ValueError("give one of --epochs, --max_steps and --max_minutes")
     for name in ("lr", "batch_size", "accumulation", "threads", "log_interval", "eval_interval", "patience",
                  "seeds", "vocab_size", "lora_r", "lora_alpha", *train_mlm.LENGTHS):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name} must be positive")
     for name in ("clip", "weight_decay", "seed"):
         if not getattr(args, name) >= 0:

@@ -79,7 +79,8 @@ def parser():
     add("--mask_prob", type=float, default=0.15, help="share of the tokens to predict, in training")
     add("--sentence_weight", type=float, default=1.0, help="of the NSP or SOP loss")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
-    add("--mask_unit", default="token", choices=("token", "word", "ngram"))
+    add("--mask_unit", default="token", choices=("token", "word", "ngram"),
+        help="word: all the tokens of a word; ngram: of one to three words")
     # length and rate
     add("--batch_size", type=int, help="rows of an optimizer step, over all processes")
     add("--accumulation", type=int, default=1, help="micro-batches a process makes of its share of them")
@@ -99,7 +100,7 @@ def parser():
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is faster")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
-    add("--threads", type=int, help="CPU threads; default: all cores")
+    add("--threads", type=int, help="CPU threads of the model; default: all cores")
     # output
     add("--out_dir", help="default: out/MODEL")
     add("--overwrite", action="store_true", help="replace the run in out_dir")
@@ -125,8 +126,9 @@ def parse_arguments(argv):
     p = parser()
     args, state = p.parse_args(argv), None
     if args.init_from == "resume":
-        state = load_state(args.out_dir or f"out/{args.model}")
-        before = state["args"]
+        out_dir = args.out_dir or f"out/{args.model}"
+        state = load_state(out_dir)
+        before = state["args"] | {"out_dir": out_dir}  # it may have moved
         p.set_defaults(**{name: value for name, value in before.items() if name not in LENGTHS})
         args = p.parse_args(argv)
         if all(getattr(args, name) is None for name in LENGTHS):
@@ -136,6 +138,11 @@ def parse_arguments(argv):
                 raise ValueError(f"{args.out_dir} holds a run with --{name} {before[name]}, and "
                                  f"{getattr(args, name)} does not go on with it")
         args.init_from = before["init_from"]
+    if state is None and args.init_from != "scratch" and args.preset:
+        raise ValueError("--preset: a checkpoint has its own size")
+    if args.vocab_size != p.get_default("vocab_size") and (
+            args.init_from != "scratch" or args.tokenizer and args.tokenizer not in tokenizers.KINDS):
+        raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
     args.device = choose_device(args.device)
     args.out_dir = args.out_dir or f"out/{args.model}"
     length_given = any(getattr(args, name) is not None for name in LENGTHS)
@@ -146,7 +153,7 @@ def parse_arguments(argv):
         raise ValueError("give one of --max_steps, --epochs and --max_minutes")
     for name in ("lr", "layers", "batch_size", "accumulation", "seq_length", "vocab_size", "threads",
                  "log_interval", "eval_interval", "save_interval", *LENGTHS):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"--{name} must be positive")
     for name in ("clip", "weight_decay", "seed", "eval_rows", "sentence_weight"):
         if not getattr(args, name) >= 0:
@@ -158,6 +165,9 @@ def parse_arguments(argv):
             raise ValueError(f"--{name} must be between 0 and 1")
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise ValueError("--dropout must be at least 0 and less than 1")
+    same = os.path.realpath(args.out_dir) == os.path.realpath(args.init_from)
+    if state is None and same and not args.dry_run:
+        raise ValueError(f"--out_dir {args.out_dir} is --init_from, which would be lost: choose another")
     if state is None and not args.overwrite and not args.dry_run and os.path.isdir(args.out_dir):
         there = set(OUTPUTS) & set(os.listdir(args.out_dir))
         if there:
@@ -170,9 +180,10 @@ def parse_arguments(argv):
 def choose_device(name):
     """--device, checked; cuda if there is one."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     here = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    if not (index or "0").isdigit() or int(index or 0) >= here.get(kind, 0):
+    index = index if colon else "0"
+    if not index.isdecimal() or int(index) >= here.get(kind, 0):
         raise ValueError(f"--device {name}: this machine has a cpu and {here['cuda']} cuda devices")
     return name
 
@@ -182,9 +193,12 @@ def load_state(out_dir):
     if not os.path.exists(file):
         raise ValueError(f"{out_dir} holds no run to resume: there is no {file}")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not {"args", "config", "model", "optimizer", "step"} <= set(state):
+        raise ValueError(f"{file} is not what this script wrote")
+    return state
 
 
 def open_tokenizer(args, state):
@@ -206,6 +220,7 @@ def open_data(args, state, control):
         try:
             corpus = data.open_corpus(args.data, args.text_field)
             validation = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
+            validation = validation and (validation.validation or validation)  # WikiText has a split for it
             result = data.prepare(corpus, validation, tokenizer, args.vocab_size, args.cache_dir)
         except (ValueError, OSError) as error:
             result = error
@@ -339,6 +354,8 @@ def computing(device, dtype, length):
 def weigh(parts, per_target, per_row):
     """The parts of a loss, weighted: [MLM loss, masked accuracy, sentence loss, sentence accuracy]."""
     zero = torch.zeros((), device=parts["mlm_loss"].device)
+    if not per_target:  # no targets, of which the means are not numbers
+        parts = parts | {name: parts[name].nan_to_num() for name in ("mlm_loss", "mlm_accuracy")}
     return torch.stack([parts["mlm_loss"].float() * per_target, parts["mlm_accuracy"] * per_target,
                         parts.get("sentence_loss", zero).float() * per_row,
                         parts.get("sentence_accuracy", zero) * per_row])
@@ -374,9 +391,12 @@ def show_fills(model, rows, tokenizer, device):
     model.eval()
     for row in np.linspace(0, len(rows) - 1, 8).astype(int):
         batch = rows.batch([row])
-        ids = batch["input_ids"].copy()
-        np.put_along_axis(ids, batch["positions"], batch["labels"], axis=1)  # the text as it was
-        position = int(batch["positions"][0, batch["positions"].shape[1] // 2])
+        ids, masked = batch["input_ids"].copy(), batch["labels"] != -100
+        if not masked.any():
+            continue
+        positions = batch["positions"][masked]
+        ids[0, positions] = batch["labels"][masked]  # the text as it was
+        position = int(positions[len(positions) // 2])
         truth = int(ids[0, position])
         around = [tokenizer.decode(ids[0, max(1, position - 12):position].tolist()),
                   tokenizer.decode(ids[0, position + 1:position + 9].tolist())]
@@ -423,7 +443,7 @@ def train(args, state, device, rank, world, control):
     splits, tokenizer, folder = open_data(args, state, control)
     if state and state["tokenizer"] != tokenizer.hash():
         raise ValueError(f"{args.out_dir} was trained with another tokenizer than the flags give now")
-    if state and state["data"] != os.path.basename(folder):
+    if state and state["data"].rpartition("-")[2] != folder.rpartition("-")[2]:  # the path may be another
         raise ValueError(f"{args.out_dir} was trained on other text than the flags give now")
     model = build_model(args, tokenizer, state)
     if args.batch_size % (args.accumulation * world):
@@ -443,7 +463,10 @@ def train(args, state, device, rank, world, control):
     if 0 < args.eval_rows < len(val_rows):
         chosen = np.linspace(0, len(val_rows) - 1, args.eval_rows).astype(int)
     val_batches = [val_rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
-    unigram = data.unigram_nats(np.concatenate([batch["labels"].ravel() for batch in val_batches]))
+    labels = np.concatenate([batch["labels"].ravel() for batch in val_batches])
+    if (labels == -100).all():
+        raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
+    unigram = data.unigram_nats(labels)
 
     # machine
     dtype = [args.dtype or pick_dtype(device)]
@@ -463,7 +486,11 @@ def train(args, state, device, rank, world, control):
     optimizer = make_optimizer(model, args)
     step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
     if state:
+        flags = [{name: value for name, value in group.items() if name != "params"}
+                 for group in optimizer.param_groups]
         optimizer.load_state_dict(state.pop("optimizer"))
+        for group, values in zip(optimizer.param_groups, flags):
+            group.update(values)  # what the flags say now, not what they said then
         step, before, smoothed = state["step"], state["elapsed"], state["smoothed"]
     if args.compile:
         model.compile()  # in place: the names of the parameters stay
@@ -518,6 +545,10 @@ def train(args, state, device, rank, world, control):
         return [rows.batch(np.arange(first, first + micro) + i * micro, args.mask_prob, args.mask_unit)
                 for i in range(args.accumulation)]
 
+    if task == "nsp" and val_rows.pairs(0)[2].mean() < 0.3:
+        say("the validation text has too few documents to pair sentences of different ones: its nsp accuracy "
+            "says little")
+
     if args.compile:  # before the clock starts, and before an old run is overwritten
         say("compiling ...", flush=True)
         with amp(args.seq_length):
@@ -529,6 +560,10 @@ def train(args, state, device, rank, world, control):
     if not state:
         log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world,
             torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
+    else:
+        changed = {name: value for name, value in vars(args).items() if value != state["args"].get(name)}
+        if changed:
+            log(resumed_at=step, **changed)
 
     caught = catch_signals()
 
@@ -587,7 +622,8 @@ def train(args, state, device, rank, world, control):
                     _, parts = parallel(**to_device(batch, device))
                 # A sum over the targets, divided once by their number in the whole step, whatever the
                 # micro-batches and processes. DDP takes a mean over the processes, hence the factor world.
-                weighed = weigh(parts, targets[i] * world / all_targets, micro * world / args.batch_size)
+                weighed = weigh(parts, targets[i] * world / max(1, all_targets),
+                                micro * world / args.batch_size)
                 (weighed[0] + args.sentence_weight * weighed[2]).backward()
                 sums += weighed.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
@@ -702,8 +738,8 @@ def interrupt(number, frame):
 def launch(script, parse, job):
     """Run job(*parse(), device, rank, world, control), in one process or under torchrun. parse() -> args with
     device and threads, and whatever else the job takes. An error in the input is one line and status 2."""
-    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in (
-        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local_rank, processes_here = (int(os.environ.get(name, default)) for name, default in (
+        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)  # until the training loop takes over
     control = None
@@ -711,14 +747,14 @@ def launch(script, parse, job):
         args, *more = parse()
         device = torch.device(args.device)
         if device.type == "cuda":
+            if processes_here > torch.cuda.device_count():
+                raise ValueError(f"{processes_here} processes, and this machine has "
+                                 f"{torch.cuda.device_count()} GPUs; --nproc_per_node gives their number")
             device = torch.device("cuda", local_rank if world > 1 else device.index or 0)
-            if device.index >= torch.cuda.device_count():
-                raise ValueError(f"process {rank} has no GPU: this machine has {torch.cuda.device_count()}")
             torch.cuda.set_device(device)
         if world > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             control = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # a corpus may take long
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes_here))
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
         job(args, *more, device, rank, world, control)

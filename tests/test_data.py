@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import data
+import train_mlm
 
 
 def write(path, content):
@@ -77,6 +78,19 @@ def test_a_hub_name_without_network_is_one_line():
         data.open_corpus(["nobody/nothing"])
 
 
+def test_wikitext_as_validation_text_is_its_validation_split(tmp_path, monkeypatch):
+    import datasets
+    words = lambda split: " ".join(f"{split} {i} goes on and on." for i in range(60))
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: datasets.Dataset.from_dict(
+        {"text": ["= A title =", words(split), ""]}))
+    args = train_mlm.parser().parse_args([
+        "--data", write(tmp_path / "a.txt", words("mine")), "--val_data", "wikitext2", "--vocab_size", "300",
+        "--cache_dir", str(tmp_path / "cache")])
+    splits, tokenizer, _ = train_mlm.open_data(args, None, None)
+    text = tokenizer.decode(splits["val"].tokens.tolist())
+    assert "validation 7 goes" in text and "train" not in text
+
+
 def test_pydoc_is_prose_from_docstrings(tmp_path):
     file = write(tmp_path / "m.py", '"""Module text that is long enough to be kept, surely.\n\n>>> f(1)\n2\n"""\n'
                  'def f():\n    "A function text that is long enough\n    to be kept as well, joined."\n'.replace('"A', '"""A')
@@ -137,6 +151,18 @@ def test_prepared_once_and_anew_when_text_or_tokenizer_change(tmp_path):
     write(file, "Some text.\nMore test.\n")
     assert prepare() != first
     assert not [name for name in os.listdir(cache) if name.endswith(".tmp")]
+
+
+def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
+    write(tmp_path / "a.txt", '{"text": "x"}')
+    write(tmp_path / "b.txt", "more")
+    prints = [data.open_corpus([str(tmp_path)]).fingerprint]
+    (tmp_path / "a.txt").rename(tmp_path / "a.jsonl")
+    prints.append(data.open_corpus([str(tmp_path)]).fingerprint)
+    (tmp_path / "a.jsonl").unlink()
+    write(tmp_path / "b.txt", '{"text": "x"}more')
+    prints.append(data.open_corpus([str(tmp_path)]).fingerprint)
+    assert len(set(prints)) == 3
 
 
 def test_damaged_token_files_are_refused(tmp_path, prepared):

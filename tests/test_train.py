@@ -29,7 +29,9 @@ def cache(tmp_path_factory):
 def flags(text_file, cache):
     """A small float32 run on real text, seconds long."""
     def make(out_dir, model="roberta", *more):
-        return ["--model", model, "--preset", f"{model}-tiny", "--data", str(text_file), "--vocab_size", "600",
+        size = [] if "--init_from" in more else ["--preset", f"{model}-tiny"]
+        size += [] if {"--init_from", "--tokenizer"} & set(more) else ["--vocab_size", "600"]
+        return ["--model", model, *size, "--data", str(text_file),
                 "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", "32", "--batch_size", "32",
                 "--max_steps", "10", "--device", "cpu", "--dtype", "float32", "--threads", "1", "--log_interval", "1",
                 "--eval_interval", "4", "--save_interval", "3", "--eval_rows", "32", *map(str, more)]
@@ -318,6 +320,11 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--init_from", "/no/such/checkpoint"], "no such directory"),
     (["--device", "nonsense"], "nonsense"),
     (["--device", "cpu:x"], "--device cpu:x"),
+    (["--device", "cpu:"], "--device cpu:"),
+    (["--lr", "inf"], "--lr must be positive"),
+    (["--init_from", "out/some", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
+    (["--init_from", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained here"),
+    (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained here"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--threads", "-1"], "--threads must be positive"),
     (["--lr", "0"], "--lr must be positive"),
@@ -337,6 +344,7 @@ def test_bad_input(more, message, flags, tmp_path, capsys):
     ("a.txt", b"Just one short line.\nAnd another.\n", "do not fill"),
     ("a.jsonl", b'{"text": "x"}\nnot json\n', "a.jsonl, line 2: not JSON"),
     ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no field 'text'"),
+    ("a.csv", b"id,text\n1,Hello, world\n", "a.csv, line 2: more columns than the header has"),
 ])
 def test_bad_files(name, content, message, flags, tmp_path, capsys):
     (tmp_path / name).write_bytes(content)
@@ -357,6 +365,68 @@ def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys):
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
 
 
+def test_the_checkpoint_to_start_from_is_not_written_over(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "is --init_from, which would be lost" in refused(
+        flags(tmp_path, "roberta", "--init_from", str(tmp_path), "--overwrite"), capsys)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_flags_of_the_optimizer_count_when_resumed(flags, tmp_path):
+    """And the log says what changed; the run may have moved, and its data."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(Path(flags(tmp_path)[flags(tmp_path).index("--data") + 1]).read_bytes())
+    train_mlm.main(flags(tmp_path / "a", "roberta", "--max_steps", 3, "--data", str(text)))
+    (tmp_path / "a").rename(tmp_path / "b")
+    text.rename(tmp_path / "moved.txt")
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "b"), "--max_steps", "6", "--data",
+                    str(tmp_path / "moved.txt"), "--weight_decay", "0.3", "--beta2", "0.9", "--eps", "1e-5"])
+    group = torch.load(tmp_path / "b" / "resume.pt", weights_only=True)["optimizer"]["param_groups"][0]
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.3, (0.9, 0.9), 1e-5)
+    changes = next(line for line in read_log(tmp_path / "b") if "resumed_at" in line)
+    assert changes["resumed_at"] == 3 and changes["weight_decay"] == 0.3 and "lr" not in changes
+    assert not (tmp_path / "a").exists()
+
+
+def test_rows_without_a_token_to_predict(flags, tmp_path, capsys):
+    """Of words that the tokenizer does not know: no loss from them, and the run goes on."""
+    train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 1))
+    text = Path(flags(tmp_path)[flags(tmp_path).index("--data") + 1])
+    strange = "\u12a0\u121b\u122d\u129b " * 40
+    lines = text.read_text(encoding="utf-8").split("\n\n")
+    (tmp_path / "mixed.txt").write_text("\n\n".join(
+        part + f"\n\n{strange}" * 2 for part in lines[:150]), encoding="utf-8")
+    more = ["--init_from", str(tmp_path / "a"), "--max_steps", 4, "--batch_size", 4, "--accumulation", 4]
+    train_mlm.main(flags(tmp_path / "b", "bert", *more, "--data", str(tmp_path / "mixed.txt")))
+    final = read_log(tmp_path / "b")[-1]
+    assert final["final"] and final["val_loss"] > 0
+    (tmp_path / "strange.txt").write_text("\n\n".join([strange] * 200), encoding="utf-8")
+    capsys.readouterr()
+    assert "no token to predict" in refused(
+        flags(tmp_path / "c", "bert", *more, "--data", str(tmp_path / "strange.txt")), capsys)
+
+
+def test_the_parts_of_a_loss_without_targets():
+    nothing = torch.full((2, 3), -100)
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    loss = F.cross_entropy(logits.flatten(0, 1), nothing.flatten(), ignore_index=-100)
+    assert loss.isnan()
+    parts = {"mlm_loss": loss, "mlm_accuracy": torch.tensor(float("nan"))}
+    weighed = train_mlm.weigh(parts, 0.0, 1.0)
+    weighed[0].backward()
+    assert weighed.tolist() == [0, 0, 0, 0] and not logits.grad.any()
+
+
+def test_a_process_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 4), ("LOCAL_WORLD_SIZE", 4)):
+        monkeypatch.setenv(name, str(value))
+    assert "4 processes, and this machine has 2 GPUs" in refused(["--device", "cuda"], capsys)
+
+
 def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, tmp_path, capsys):
     train_mlm.main(flags(tmp_path / "a", "roberta", "--max_steps", 1))
     capsys.readouterr()
@@ -370,6 +440,9 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     capsys.readouterr()
     more = ["--init_from", tmp_path / "a"]
     assert "the tokenizer has 700 ids, the model 600" in refused(flags(out, "roberta", *more), capsys)
+    torch.save({"model": {}}, tmp_path / "a" / "resume.pt")
+    assert "is not what this script wrote" in refused(
+        ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
     assert "resume.pt is damaged" in refused(["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     assert not out.exists()

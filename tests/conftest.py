@@ -38,4 +38,5 @@ def text_file(tmp_path_factory):
 def prepared(text_file, tmp_path_factory):
     """Its token files, with a byte-level BPE of 600 ids."""
     import data
-    return data.prepare(data.open_corpus([str(text_file)]), None, "bpe", 600, str(tmp_path_factory.mktemp("cache")))
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return data.prepare(data.open_corpus([str(text_file)]), None, "bpe", 600, cache)

@@ -59,8 +59,8 @@ def test_sharded_safetensors(checkpoint, tmp_path):
 def test_pytorch_bin_with_the_names_of_2018(checkpoint):
     """gamma and beta, a position_ids buffer, and the tied decoder written out."""
     model, path, _ = checkpoint
-    old = {key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-           for key, tensor in model.state_dict().items()}
+    of_2018 = lambda key: key.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+    old = {of_2018(key): tensor for key, tensor in model.state_dict().items()}
     old["bert.embeddings.position_ids"] = torch.arange(40)[None]
     assert any("gamma" in key for key in old) and "cls.predictions.decoder.weight" in old
     torch.save(old, path / "pytorch_model.bin")
@@ -109,7 +109,8 @@ def test_labels_survive_the_round_trip(family, tmp_path):
     model = module.ForTokenClassification(module.Config(**TINY, num_labels=3, id2label=labels))
     model.save_pretrained(str(tmp_path))
     assert transformers.AutoConfig.from_pretrained(tmp_path).id2label == labels
-    transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+    theirs = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "theirs")
     assert module.ForTokenClassification.from_pretrained(str(tmp_path / "theirs")).config.id2label == labels
 
 
@@ -138,9 +139,11 @@ def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
     key = "bert.encoder.layer.1.output.dense.weight"
     for change, message in (
             ({key: None}, f"the checkpoint lacks {key}"),
-            ({"bert.encoder.layer.2.output.dense.weight": torch.ones(1)}, "nothing uses bert.encoder.layer.2"),
+            ({"bert.encoder.layer.2.output.dense.weight": torch.ones(1)},
+             "nothing uses bert.encoder.layer.2"),
             ({key: torch.ones(3, 5)}, r"has the shape \(3, 5\), by the config it is \(48, 96\)"),
-            ({"cls.predictions.decoder.weight": torch.ones(120, 48)}, "decoder.weight differs from bert.embeddings")):
+            ({"cls.predictions.decoder.weight": torch.ones(120, 48)},
+             "decoder.weight differs from bert.embeddings")):
         changed = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
         save_file(changed, path / "model.safetensors")
         refused(path, message)
@@ -288,7 +291,8 @@ def test_a_real_encoder_gives_what_transformers_gives():
     worst = 0.0
     for i in range(0, 200, 25):
         batch = their_tokenizer(texts[i:i + 25], padding=True, return_tensors="pt")
-        ids = [[our_tokenizer.cls_id, *our_tokenizer.encode(text), our_tokenizer.sep_id] for text in texts[i:i + 25]]
+        ids = [[our_tokenizer.cls_id, *our_tokenizer.encode(text), our_tokenizer.sep_id]
+               for text in texts[i:i + 25]]
         for row, mask, own in zip(batch["input_ids"], batch["attention_mask"], ids):
             assert row[mask == 1].tolist() == own
         with torch.no_grad():

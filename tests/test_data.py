@@ -27,7 +27,8 @@ def streams(n, seed=0):
 # reading text
 
 def test_text_files_have_a_paragraph_a_line_and_blank_lines_between_documents(tmp_path):
-    assert documents(write(tmp_path / "a.txt", "\ufeffone\r\ntwo\n\n\n  three  \n")) == [["one", "two"], ["three"]]
+    file = write(tmp_path / "a.txt", "\ufeffone\r\ntwo\n\n\n  three  \n")
+    assert documents(file) == [["one", "two"], ["three"]]
 
 
 def test_wikitext_headings_begin_documents(tmp_path):
@@ -92,9 +93,10 @@ def test_wikitext_as_validation_text_is_its_validation_split(tmp_path, monkeypat
 
 
 def test_pydoc_is_prose_from_docstrings(tmp_path):
-    file = write(tmp_path / "m.py", '"""Module text that is long enough to be kept, surely.\n\n>>> f(1)\n2\n"""\n'
-                 'def f():\n    "A function text that is long enough\n    to be kept as well, joined."\n'.replace('"A', '"""A')
-                 .replace('joined."', 'joined."""') + 'add_docstr(f, "Attached text that is long enough to be kept, too.")\n')
+    file = write(tmp_path / "m.py", (
+        '"""Module text that is long enough to be kept, surely.\n\n>>> f(1)\n2\n"""\n'
+        'def f():\n    """A function text that is long enough\n    to be kept as well, joined."""\n'
+        'add_docstr(f, "Attached text that is long enough to be kept, too.")\n'))
     found = [line for text in data.docstrings(file) for line in data.prose(text)]
     assert sorted(found) == ["A function text that is long enough to be kept as well, joined.",
                              "Attached text that is long enough to be kept, too.",
@@ -113,8 +115,8 @@ def test_the_stream_is_the_documents_and_the_offsets_are_their_sentences(tmp_pat
     train = splits["train"]
     ends = np.sort(np.concatenate([train.documents, train.sentences, [len(train.tokens)]])).astype(int)
     pieces = [tokenizer.decode(train.tokens[a:b].tolist()) for a, b in zip(ends, ends[1:])]
-    assert pieces == ["One is here.", ' Two is "there."', " Three?", "A new paragraph.</s>", "Second document.",
-                      " With two.</s>"]
+    assert pieces == ["One is here.", ' Two is "there."', " Three?", "A new paragraph.</s>",
+                      "Second document.", " With two.</s>"]
     assert [int(np.searchsorted(ends, d)) for d in train.documents] == [0, 4]
     assert train.bytes == len(text.replace("\n", ""))
 
@@ -168,7 +170,8 @@ def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
 def test_damaged_token_files_are_refused(tmp_path, prepared):
     import shutil
     for name, damage in (("train.bin", lambda b: b[:-2]), ("val.documents.bin", lambda b: b + b"\0" * 8),
-                         ("meta.json", lambda b: b[:40]), ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")),
+                         ("meta.json", lambda b: b[:40]),
+                         ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")),
                          ("vocab.json", lambda b: b"{}")):
         folder = tmp_path / name
         shutil.copytree(prepared, folder)
@@ -215,7 +218,8 @@ def test_every_token_is_seen_exactly_once_an_epoch(rows):
     assert seen.min() >= 3 and seen.max() <= 4 and (seen == 4).sum() < W
     batch = rows.batch(np.arange(len(rows)))
     ours = Counter(unmasked(batch).ravel().tolist())
-    separators = Counter({rows.tokenizer.cls_id: len(rows), rows.tokenizer.sep_id: len(rows) * (2 if rows.task else 1)})
+    separators = Counter({rows.tokenizer.cls_id: len(rows),
+                          rows.tokenizer.sep_id: len(rows) * (2 if rows.task else 1)})
     stream = Counter(np.resize(rows.tokens.tokens, len(rows) * W).tolist())
     assert ours == stream + separators
 
@@ -263,7 +267,8 @@ def test_dynamic_masks_differ_between_epochs(prepared):
     whole = data.Tokens(tokens.tokens[:30 * 500], tokens.documents, tokens.sentences, tokens.bytes)
     rows = data.Rows(whole, tokenizer, 32)
     first, second = (rows.batch(np.arange(e * 500, (e + 1) * 500)) for e in (0, 1))
-    texts = [{row.tobytes(): masks.tobytes() for row, masks in zip(unmasked(b), b["positions"])} for b in (first, second)]
+    texts = [{row.tobytes(): masks.tobytes() for row, masks in zip(unmasked(b), b["positions"])}
+             for b in (first, second)]
     assert texts[0].keys() == texts[1].keys()
     assert sum(texts[0][row] == texts[1][row] for row in texts[0]) < 5
 
@@ -296,8 +301,10 @@ def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
             assert np.array_equal(b, np.concatenate([one, window[last[w]:]]))
         else:
             other = partner[w] * W + cut[w]
-            assert np.array_equal(a, window[:cut[w]]) and np.array_equal(b, stream[(other + np.arange(len(b))) % len(stream)])
-            place = [np.searchsorted(rows.tokens.documents, at, side="right") for at in (w * W + cut[w], other)]
+            assert np.array_equal(a, window[:cut[w]])
+            assert np.array_equal(b, stream[(other + np.arange(len(b))) % len(stream)])
+            place = [np.searchsorted(rows.tokens.documents, at, side="right")
+                     for at in (w * W + cut[w], other)]
             assert place[0] != place[1]
         tested[int(labels[row])] += 1
     assert abs(tested[1] / n - 0.5) < 3 * 0.5 / n ** 0.5 + 0.02

@@ -1,4 +1,4 @@
-"""The three model files against transformers: logits, losses, checkpoints; and the peers' defects they avoid."""
+"""The three model files against transformers: logits, losses, checkpoints; the mistakes of their peers."""
 
 import importlib
 import inspect
@@ -111,7 +111,8 @@ def test_pretraining_equals_transformers(family, more, padding, tmp_path):
 @pytest.mark.parametrize("family, more", CASES)
 def test_sequence_classification_equals_transformers(family, more, kind, tmp_path):
     n = 1 if kind == "regression" else 3
-    config, theirs, ours_class = build(family, "ForSequenceClassification", more, num_labels=n, problem_type=kind)
+    config, theirs, ours_class = build(family, "ForSequenceClassification", more, num_labels=n,
+                                       problem_type=kind)
     ours = convert(theirs, ours_class, tmp_path)
     ids, types, mask = batch(config, "right")
     labels = {"regression": torch.rand(5), "single_label_classification": torch.tensor([0, 2, 1, 1, 0]),
@@ -137,7 +138,8 @@ def test_token_classification_equals_transformers(family, more, tmp_path):
     close(loss, reference.loss)
 
 
-@pytest.mark.parametrize("head", ["Encoder", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification"])
+@pytest.mark.parametrize("head", ["Encoder", "ForPreTraining", "ForSequenceClassification",
+                                  "ForTokenClassification"])
 @pytest.mark.parametrize("family, more", LIKE_PUBLISHED.items())
 def test_export_opens_in_transformers_and_comes_back_bit_for_bit(family, more, head, tmp_path):
     config, theirs, ours_class = build(family, head, more)
@@ -215,7 +217,8 @@ def test_both_sentence_classes_are_learned(family):
     ids, positions = torch.randint(5, 120, (2, 12)), torch.tensor([[1, 2], [3, 4]])
     for label in (0, 1):
         model.zero_grad()
-        loss, parts = model(ids, positions, torch.zeros(2, 2, dtype=int), sentence_labels=torch.full((2,), label))
+        loss, parts = model(ids, positions, torch.zeros(2, 2, dtype=int),
+                            sentence_labels=torch.full((2,), label))
         loss.backward()
         head = model.nsp if family == "bert" else model.sop
         assert parts["sentence_loss"] > 0 and head.weight.grad.abs().sum() > 0
@@ -231,7 +234,8 @@ def test_loss_is_the_mean_over_targets(family):
     labels = ids.gather(1, positions)
     labels[1, 1:] = -100
     logits, _ = model(ids, positions)
-    by_hand = [-F.log_softmax(logits[b, k], -1)[labels[b, k]] for b in range(3) for k in range(4) if labels[b, k] >= 0]
+    by_hand = [-F.log_softmax(logits[b, k], -1)[labels[b, k]]
+               for b in range(3) for k in range(4) if labels[b, k] >= 0]
     loss, parts = model(ids, positions, labels)
     close(parts["mlm_loss"], torch.stack(by_hand).mean())
 
@@ -240,10 +244,12 @@ def test_parameter_counts_are_the_published_ones():
     def count(family, preset):
         module = importlib.import_module(family)
         with torch.device("meta"):
-            return sum(p.numel() for p in module.Encoder(module.Config(**module.PRESETS[preset])).parameters())
+            encoder = module.Encoder(module.Config(**module.PRESETS[preset]))
+            return sum(p.numel() for p in encoder.parameters())
     published = {  # millions, encoder with pooler
         "bert-tiny": 4.4, "bert-mini": 11.2, "bert-small": 28.8, "bert-medium": 41.4, "bert-base": 109.5,
-        "bert-large": 335.1, "bert-10m": 10.4, "roberta-base": 124.6, "roberta-large": 355.4, "roberta-18m": 17.7,
+        "bert-large": 335.1, "bert-10m": 10.4,
+        "roberta-base": 124.6, "roberta-large": 355.4, "roberta-18m": 17.7,
         "albert-base-v2": 11.7, "albert-large-v2": 17.7, "albert-xlarge-v2": 58.7, "albert-8m": 8.0}
     for preset, millions in published.items():
         assert round(count(preset.split("-")[0], preset) / 1e6, 1) == millions, preset
@@ -258,8 +264,9 @@ def test_bert_base_has_the_parameters_of_transformers():
 
 def test_what_means_the_same_has_the_same_source():
     bert, roberta, albert = (importlib.import_module(family) for family in FAMILIES)
-    same_in_all = ["SelfAttention", "MLP", "Layer", "Pretrained", "cross_entropy", "classification_loss", "hf_keys",
-                   "preset", "save_checkpoint", "load_checkpoint", "local_directory", "read_config", "read_weights"]
+    same_in_all = ["SelfAttention", "MLP", "Layer", "Pretrained", "cross_entropy", "classification_loss",
+                   "hf_keys", "preset", "save_checkpoint", "load_checkpoint", "local_directory",
+                   "read_config", "read_weights"]
     for name in same_in_all:
         source = inspect.getsource(getattr(bert, name))
         assert source == inspect.getsource(getattr(roberta, name)), name

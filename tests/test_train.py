@@ -1,4 +1,4 @@
-"""train_mlm.py and fill_mask.py from the command line: resuming, accumulation, processes, signals, bad input."""
+"""train_mlm.py and fill_mask.py from the command line: resuming, accumulation, processes, signals, errors."""
 
 import json
 import os
@@ -17,6 +17,8 @@ import fill_mask
 import train_mlm
 
 ROOT = Path(train_mlm.__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+            "train_mlm.py"]
 TIMES = ("tokens_per_s", "elapsed_s")
 
 
@@ -32,9 +34,10 @@ def flags(text_file, cache):
         size = [] if "--init_from" in more else ["--preset", f"{model}-tiny"]
         size += [] if {"--init_from", "--tokenizer"} & set(more) else ["--vocab_size", "600"]
         return ["--model", model, *size, "--data", str(text_file),
-                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", "32", "--batch_size", "32",
-                "--max_steps", "10", "--device", "cpu", "--dtype", "float32", "--threads", "1", "--log_interval", "1",
-                "--eval_interval", "4", "--save_interval", "3", "--eval_rows", "32", *map(str, more)]
+                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", "32",
+                "--batch_size", "32", "--max_steps", "10", "--device", "cpu", "--dtype", "float32",
+                "--threads", "1", "--log_interval", "1", "--eval_interval", "4", "--save_interval", "3",
+                "--eval_rows", "32", *map(str, more)]
     return make
 
 
@@ -57,7 +60,8 @@ def same_run(a, b):
 
 def run(argv):
     """A process of its own -> exit status, output, errors."""
-    done = subprocess.run([sys.executable, "train_mlm.py", *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "train_mlm.py", *argv], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -99,7 +103,8 @@ def test_resume_after_kill_9(flags, tmp_path):
     train_mlm.main(flags(tmp_path / "whole", "bert", "--max_steps", 60, "--save_interval", 2))
     argv = flags(tmp_path / "killed", "bert", "--max_steps", 60, "--save_interval", 2)
     for delay in (0.1, 0.25):
-        process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT,
+                                   stdout=subprocess.DEVNULL)
         while not (tmp_path / "killed" / "resume.pt").exists():
             assert process.poll() is None, "it ended before it saved"
             time.sleep(0.01)
@@ -114,8 +119,9 @@ def test_resume_after_kill_9(flags, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "train_mlm.py", *flags(out, "roberta", "--max_steps", 100000)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    argv = flags(out, "roberta", "--max_steps", 100000)
+    process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step      5"):
             process.send_signal(number)
@@ -141,7 +147,8 @@ def test_resuming_a_finished_run_with_more_steps_goes_on(flags, tmp_path):
 def test_accumulation_4x8_equals_a_batch_of_32(model, unit, flags, tmp_path):
     """Also where micro-batches differ in their number of targets, as with whole words."""
     for name, accumulation in (("a", 1), ("b", 4)):
-        train_mlm.main(flags(tmp_path / name, model, "--dropout", 0, "--mask_unit", unit, "--accumulation", accumulation))
+        train_mlm.main(flags(tmp_path / name, model, "--dropout", 0, "--mask_unit", unit,
+                             "--accumulation", accumulation))
     a, b = ([line for line in read_log(tmp_path / name) if "lr" in line and "step" in line] for name in "ab")
     for x, y in zip(a, b):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-6 if x["step"] < 4 else 1e-5)
@@ -153,9 +160,8 @@ def test_accumulation_4x8_equals_a_batch_of_32(model, unit, flags, tmp_path):
 def test_two_processes_equal_one(model, flags, tmp_path):
     more = ("--dropout", 0, "--mask_unit", "word", "--max_steps", 4, "--eval_interval", 2)
     train_mlm.main(flags(tmp_path / "one", model, *more))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_mlm.py"]
-    done = subprocess.run(torchrun + flags(tmp_path / "two", model, *more), cwd=ROOT, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(TORCHRUN + flags(tmp_path / "two", model, *more), cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     one, two = (read_log(tmp_path / name)[1:] for name in ("one", "two"))
     assert len(one) == len(two)
@@ -215,8 +221,10 @@ def test_sentence_weight_by_hand(flags, tmp_path):
     squares = []
     for w in (0, 1, 2, 3):
         train_mlm.main(flags(tmp_path / str(w), "albert", "--max_steps", 1, "--sentence_weight", w))
-        squares.append(next(line["grad_norm"] for line in read_log(tmp_path / str(w)) if "grad_norm" in line) ** 2)
-    assert squares[3] - 3 * squares[2] + 3 * squares[1] - squares[0] == pytest.approx(0, abs=1e-4 * squares[3])
+        log = read_log(tmp_path / str(w))
+        squares.append(next(line["grad_norm"] for line in log if "grad_norm" in line) ** 2)
+    third = squares[3] - 3 * squares[2] + 3 * squares[1] - squares[0]
+    assert third == pytest.approx(0, abs=1e-4 * squares[3])
     assert squares[2] - 2 * squares[1] + squares[0] > 0.01  # 2 |s|^2
 
 
@@ -231,7 +239,8 @@ def test_weight_decay_is_on_matrices_only():
 
 
 def test_flops_by_hand():
-    """bert-base at 512 tokens: 6 x 85 M weights in the layers, 12 L H T for attention, the head at 77 positions."""
+    """bert-base at 512 tokens: 6 x 85 M weights in the layers, 12 L H T for attention, the head at 77
+    positions."""
     import bert
     config = bert.Config(**bert.PRESETS["bert-base"])
     head = (768 * 768 + 768 * 30522) * 77 / 512
@@ -273,10 +282,12 @@ def test_the_log_has_what_it_promises(flags, tmp_path):
     assert first["model"] == "bert" and first["unigram_nats"] > 3 and "torch" in first
     training = [line for line in lines if "lr" in line]
     assert len(training) == 10 and training[-1]["tokens"] == 10 * 32 * 32
-    assert {"step", "tokens", "loss", "masked_accuracy", "lr", "grad_norm", "tokens_per_s", "elapsed_s"} <= set(training[0])
+    assert {"step", "tokens", "loss", "masked_accuracy", "lr", "grad_norm", "tokens_per_s",
+            "elapsed_s"} <= set(training[0])
     assert [line["step"] for line in lines if "val_loss" in line] == [4, 8]
     assert {"val_masked_accuracy", "val_sentence_accuracy"} <= set(lines[4])
-    assert final["final"] and {"val_loss", "perplexity", "masked_accuracy", "nats_per_byte", "tokens", "elapsed_s"} <= set(final)
+    assert final["final"] and {"val_loss", "perplexity", "masked_accuracy", "nats_per_byte", "tokens",
+                               "elapsed_s"} <= set(final)
 
 
 def test_dry_run_writes_no_checkpoint(flags, tmp_path):
@@ -323,8 +334,8 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--device", "cpu:"], "--device cpu:"),
     (["--lr", "inf"], "--lr must be positive"),
     (["--init_from", "out/some", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
-    (["--init_from", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained here"),
-    (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained here"),
+    (["--init_from", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
+    (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--threads", "-1"], "--threads must be positive"),
     (["--lr", "0"], "--lr must be positive"),
@@ -444,14 +455,16 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     assert "is not what this script wrote" in refused(
         ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
-    assert "resume.pt is damaged" in refused(["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
+    assert "resume.pt is damaged" in refused(
+        ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     assert not out.exists()
 
 
 def test_heads_that_do_not_divide_the_width(flags, tmp_path, capsys, monkeypatch):
     import roberta
     monkeypatch.setitem(roberta.PRESETS, "odd", roberta.preset(2, 100, 3))
-    assert "3 heads do not divide a width of 100" in refused(flags(tmp_path / "o", "roberta", "--preset", "odd"), capsys)
+    argv = flags(tmp_path / "o", "roberta", "--preset", "odd")
+    assert "3 heads do not divide a width of 100" in refused(argv, capsys)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys, monkeypatch):
@@ -484,11 +497,13 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(flags, tmp_path):
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 3))
     sizes = {name: (tmp_path / name).stat().st_size for name in ("resume.pt", "model.safetensors")}
     limited = ("import resource, signal, sys, train_mlm; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); train_mlm.main(sys.argv[2:])")
+               "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+               "train_mlm.main(sys.argv[2:])")
     for limit in (sizes["resume.pt"] - 100_000, sizes["model.safetensors"] - 100_000):
         before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name in sizes}
         argv = [str(limit), "--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "6"]
-        done = subprocess.run([sys.executable, "-c", limited, *argv], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", limited, *argv], cwd=ROOT, capture_output=True,
+                              text=True)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert "the disk may be full; what was saved before is kept" in done.stderr
         assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name in sizes}
@@ -580,8 +595,7 @@ def test_whole_words_of_a_script_without_spaces_can_be_masked(flags, tmp_path):
 
 
 def test_bad_input_under_torchrun_ends_every_process(flags, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_mlm.py"]
     (tmp_path / "empty.txt").write_text("")
-    done = subprocess.run(torchrun + flags(tmp_path / "out", "roberta", "--data", tmp_path / "empty.txt"), cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    argv = flags(tmp_path / "out", "roberta", "--data", tmp_path / "empty.txt")
+    done = subprocess.run(TORCHRUN + argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and done.stderr.count("empty.txt is empty") == 1

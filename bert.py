@@ -19,7 +19,6 @@ import re
 import sys
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from pickle import UnpicklingError
 
 import torch
 import torch.nn as nn
@@ -28,10 +27,14 @@ from torch.nn import functional as F
 # -----------------------------------------------------------------------------
 # Configuration, with the field names of Hugging Face's config.json
 
+MODEL_TYPE = "bert"        # in config.json
+SENTENCE_TASK = "nsp"      # the second pretraining task
+TOKENIZER = "wordpiece"    # the kind to train, as published
+DEFAULT_PRESET = {"cpu": "bert-laptop", "cuda": "bert-10m"}  # what to pretrain on each
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": partial(F.gelu, approximate="tanh"), "relu": F.relu}
 
 @dataclass
-class BertConfig:
+class Config:
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -51,32 +54,17 @@ class BertConfig:
     problem_type: str = None                     # see classification_loss
 
     def __post_init__(self):
-        for field in fields(self):
-            value, limit = getattr(self, field.name), 1000 if field.name == "num_hidden_layers" else 10**7
-            if field.type is int and (type(value) is not int or not 0 <= value <= limit):
-                raise ValueError(f"config: {field.name} = {value!r} is no whole number from 0 to {limit:,}")
-            kinds = (int, float) if field.type is float else field.type
-            if not isinstance(value, kinds) and value is not field.default:
-                raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
-        if self.num_attention_heads == 0 or self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"config: {self.num_attention_heads} heads do not divide a width of "
-                             f"{self.hidden_size}")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"config: hidden_act {self.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
-        if self.pad_token_id >= self.vocab_size:
-            raise ValueError(f"config: pad_token_id {self.pad_token_id} in a vocabulary of {self.vocab_size}")
-        if len(self.id2label or ()) != self.num_labels:
-            self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
-        # JSON makes the keys strings, and some files sort them as such
-        self.id2label = dict(sorted((int(i), label) for i, label in self.id2label.items()))
-        if list(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(f"config: the ids of id2label are {list(self.id2label)}, not 0 to "
-                             f"{self.num_labels - 1}")
+        check_config(self)
+
+    @property
+    def longest_row(self):
+        """The most tokens that a row can have."""
+        return self.max_position_embeddings
 
 
 def preset(layers, hidden, heads, **more):
-    return dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
-                intermediate_size=4 * hidden, **more)
+    return {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
+            "intermediate_size": 4 * hidden, **more}
 
 PRESETS = {
     "bert-tiny": preset(2, 128, 2),
@@ -102,11 +90,12 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.longest_row = config.longest_row
 
     def forward(self, input_ids, token_type_ids):
-        T, limit = input_ids.shape[1], self.position.num_embeddings
-        if T > limit:
-            raise ValueError(f"a row of {T} tokens is longer than the model's {limit} positions")
+        T = input_ids.shape[1]
+        if T > self.longest_row:
+            raise ValueError(f"a row of {T} tokens is longer than the model's {self.longest_row} positions")
         types = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
         # Padding on the left shifts a row's positions, as in the reference. Pad on the right.
         x = self.word(input_ids) + types + self.position.weight[:T]  # (B, T, H)
@@ -162,37 +151,31 @@ class Layer(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """What every model below can do besides computing."""
+    """What every model below can do besides computing; the functions stand at the end of this file."""
 
     def init_weights(self):
         for module in self.modules():
             init_module(module, self.config.initializer_range)
 
+    def hf_keys(self):
+        return hf_keys(self)
+
     def save_pretrained(self, path):
         """Write config.json and model.safetensors into the directory path; transformers opens it."""
         save_checkpoint(self, path)
 
-    def hf_keys(self):
-        """{name of each parameter: its name in transformers' model of this architecture}."""
-        bare = not hasattr(self, "encoder")
-        return {name: key.removeprefix(BASE if bare else "") for name, key in hf_keys(self).items()}
-
     @classmethod
     def from_pretrained(cls, path_or_name, **overrides):
-        """Load a directory, or a name on the Hugging Face hub; float32, eval mode.
-
-        overrides replace fields of its config: num_labels=3, hidden_dropout_prob=0.0. A head that the
-        checkpoint lacks, or has for another num_labels, gets fresh weights, a line on stderr and a place in
-        the list model.fresh. ValueError or OSError, in one line, for a damaged file, a parameter that is
-        missing or misshapen, and a key that nothing uses.
-        """
+        """Load a directory, or a name on the Hugging Face hub; float32, eval mode. overrides replace fields
+        of its config: num_labels=3, hidden_dropout_prob=0.0. A head that the checkpoint lacks, or has for
+        another num_labels, gets fresh weights, a line on stderr and a place in the list model.fresh.
+        ValueError or OSError, in one line, for a damaged file, a parameter that is missing or misshapen, and
+        a key that nothing uses."""
         return load_checkpoint(cls, path_or_name, overrides)
 
 
-class Bert(Pretrained):
+class Encoder(Pretrained):
     """The encoder."""
-
-    architecture = "BertModel"
 
     def __init__(self, config, pooler=True):
         super().__init__()
@@ -230,15 +213,13 @@ class MLMHead(nn.Module):
         return F.linear(self.norm(self.act(self.dense(x))), word_embeddings, self.bias)
 
 
-class BertForPreTraining(Pretrained):
+class ForPreTraining(Pretrained):
     """Masked language model and next sentence prediction."""
-
-    architecture = "BertForPreTraining"
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.encoder = Bert(config)
+        self.encoder = Encoder(config)
         self.mlm = MLMHead(config)
         self.nsp = nn.Linear(config.hidden_size, 2)
         self.init_weights()
@@ -258,22 +239,22 @@ class BertForPreTraining(Pretrained):
         sentence_logits = self.nsp(self.encoder.pool(x))
         if labels is None:
             return logits, sentence_logits
-        parts = dict(zip(("mlm_loss", "mlm_accuracy"), cross_entropy(logits, labels)))
+        mlm_loss, mlm_accuracy = cross_entropy(logits, labels)
+        parts = {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_accuracy}
         if sentence_labels is None:
-            return parts["mlm_loss"], parts
-        parts |= zip(("sentence_loss", "sentence_accuracy"), cross_entropy(sentence_logits, sentence_labels))
-        return parts["mlm_loss"] + parts["sentence_loss"], parts
+            return mlm_loss, parts
+        sentence_loss, sentence_accuracy = cross_entropy(sentence_logits, sentence_labels)
+        parts.update(sentence_loss=sentence_loss, sentence_accuracy=sentence_accuracy)
+        return mlm_loss + sentence_loss, parts
 
 
-class BertForSequenceClassification(Pretrained):
+class ForSequenceClassification(Pretrained):
     """A class, or a number, for a sentence or a pair of sentences."""
-
-    architecture = "BertForSequenceClassification"
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.encoder = Bert(config)
+        self.encoder = Encoder(config)
         self.dropout = head_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
@@ -285,15 +266,13 @@ class BertForSequenceClassification(Pretrained):
         return logits, None if labels is None else classification_loss(logits, labels, self.config)
 
 
-class BertForTokenClassification(Pretrained):
+class ForTokenClassification(Pretrained):
     """A class for every token."""
-
-    architecture = "BertForTokenClassification"
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.encoder = Bert(config, pooler=False)
+        self.encoder = Encoder(config, pooler=False)
         self.dropout = head_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
@@ -338,117 +317,113 @@ def init_module(module, std):
         nn.init.zeros_(module.bias)
 
 # -----------------------------------------------------------------------------
-# Hugging Face checkpoints
+# The model ends here; what follows reads and writes its checkpoints, in the format of Hugging Face.
 
-MODEL_TYPE, BASE = "bert", "bert."  # BASE: what their models with a head put before the encoder's names
-
-def hf_modules(config):
-    """{our module: theirs}, for reading and writing; below a module both sides say weight and bias."""
-    table = {
-        "encoder.embeddings.word": "bert.embeddings.word_embeddings",
-        "encoder.embeddings.position": "bert.embeddings.position_embeddings",
-        "encoder.embeddings.token_type": "bert.embeddings.token_type_embeddings",
-        "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
-        "encoder.pooler": "bert.pooler.dense",
-        "mlm": "cls.predictions",
-        "mlm.dense": "cls.predictions.transform.dense",
-        "mlm.norm": "cls.predictions.transform.LayerNorm",
-        "nsp": "cls.seq_relationship",
-        "classifier": "classifier",
-    }
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"encoder.layers.{i}", f"bert.encoder.layer.{i}"
-        table |= {
-            f"{ours}.attention.query": f"{theirs}.attention.self.query",
-            f"{ours}.attention.key": f"{theirs}.attention.self.key",
-            f"{ours}.attention.value": f"{theirs}.attention.self.value",
-            f"{ours}.attention.out": f"{theirs}.attention.output.dense",
-            f"{ours}.attention_norm": f"{theirs}.attention.output.LayerNorm",
-            f"{ours}.mlp.fc_in": f"{theirs}.intermediate.dense",
-            f"{ours}.mlp.fc_out": f"{theirs}.output.dense",
-            f"{ours}.mlp_norm": f"{theirs}.output.LayerNorm",
-        }
-    return table
-
-# What may stand in a file and be left: old buffers, other heads, and the tied decoder, if it is tied indeed.
-LEFTOVERS = r"position_ids$|^bert\.pooler\.|^cls\.|^classifier\.|^qa_outputs\."
-TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias"}
+FAMILY, RENAMED = "Bert", {"Encoder": "Model"}  # names of their classes
+BASE = "bert."  # in a file with a head the encoder's keys begin with this, our names with "encoder."
+KEYS = {  # our module: theirs, {} for a number; below a module both sides say weight and bias
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.token_type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
+    "layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
+    "layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
+    "layers.{}.attention.out": "encoder.layer.{}.attention.output.dense",
+    "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers.{}.mlp.fc_in": "encoder.layer.{}.intermediate.dense",
+    "layers.{}.mlp.fc_out": "encoder.layer.{}.output.dense",
+    "layers.{}.mlp_norm": "encoder.layer.{}.output.LayerNorm",
+    "pooler": "pooler.dense",
+    "mlm": "cls.predictions",
+    "mlm.dense": "cls.predictions.transform.dense",
+    "mlm.norm": "cls.predictions.transform.LayerNorm",
+    "nsp": "cls.seq_relationship",
+    "classifier": "classifier",
+}
+# A file may lack a head or have another, and may hold tied parameters twice.
+HEADS = (BASE + "pooler.", "cls.", "classifier.", "qa_outputs.")
+TIED = {KEYS["mlm"] + ".decoder.weight": BASE + "embeddings.word_embeddings.weight",
+        KEYS["mlm"] + ".decoder.bias": KEYS["mlm"] + ".bias"}
 
 
 def hf_keys(model):
-    """{name of each parameter: its key in a file, with BASE}."""
-    table, prefix = hf_modules(model.config), "" if hasattr(model, "encoder") else "encoder."
-    split = {name: (prefix + name).rsplit(".", 1) for name in model.state_dict()}
-    return {name: f"{table[module]}.{leaf}" for name, (module, leaf) in split.items()}
+    """{name of each parameter: its key in a file}. ValueError for a module that KEYS does not name."""
+    keys = {}
+    for name in model.state_dict():
+        module, _, parameter = name.removeprefix("encoder.").rpartition(".")
+        pattern = re.sub(r"\b\d+\b", "{}", module)  # layers.7.mlp.fc_in -> layers.{}.mlp.fc_in
+        theirs = KEYS.get(pattern, "")
+        if not theirs or theirs.count("{}") != pattern.count("{}"):
+            raise ValueError(f"{name} has no key: add {pattern!r} to KEYS in {os.path.basename(__file__)}")
+        base = BASE if name.startswith("encoder.") else ""
+        keys[name] = base + theirs.format(*re.findall(r"\b\d+\b", module)) + "." + parameter
+    return keys
 
 
 def hf_config(model):
     """What config.json says."""
-    config = {"architectures": [model.architecture], "model_type": MODEL_TYPE, **asdict(model.config)}
-    config["label2id"] = {label: i for i, label in model.config.id2label.items()}
+    name, config = type(model).__name__, asdict(model.config)
     del config["num_labels"]  # transformers counts id2label
-    return config
+    return {"architectures": [FAMILY + RENAMED.get(name, name)], "model_type": MODEL_TYPE, **config,
+            "label2id": {label: i for i, label in config["id2label"].items()}}
 
 
 def save_checkpoint(model, path):
+    """Write both files. ValueError for a model with adapters, OSError where they cannot be written."""
     from safetensors.torch import save
     if hasattr(model, "lora"):
         raise ValueError("the model has LoRA adapters: merge them first, or save them alone by lora.save")
+    keys, config = hf_keys(model), json.dumps(hf_config(model), indent=2) + "\n"
+    weights = {keys[name]: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     os.makedirs(path, exist_ok=True)
-    keys = model.hf_keys()
-    weights = {keys[name]: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for name, content in (("model.safetensors", save(weights, metadata={"format": "pt"})),
-                          ("config.json", json.dumps(hf_config(model), indent=2).encode() + b"\n")):
-        file = os.path.join(path, name)
-        try:  # a file appears whole or not at all
-            with open(file + ".tmp", "wb") as f:
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(file + ".tmp", file)
-        except OSError:
-            os.remove(file + ".tmp")
-            raise
+    write_atomically(os.path.join(path, "model.safetensors"), save(weights, metadata={"format": "pt"}))
+    write_atomically(os.path.join(path, "config.json"), config.encode())
+
+
+def write_atomically(file, content):
+    """Write bytes under another name and move them into place: no file is ever half written."""
+    f = open(file + ".tmp", "wb")  # outside the try: what cannot be opened is not ours to remove
+    try:
+        with f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(f.name, file)
+    except OSError:
+        os.remove(f.name)
+        raise
 
 
 def load_checkpoint(cls, path_or_name, overrides):
+    """-> a model of the class cls; Pretrained.from_pretrained says what is refused."""
     path = local_directory(path_or_name)
     config, weights = read_config(path, overrides), read_weights(path)
     with torch.device("meta"):  # shapes without memory: an absurd config allocates nothing
         model = cls(config)
-    if not any(key.startswith(BASE) for key in weights):  # the file of a bare encoder
+    base = "" if hasattr(model, "encoder") else BASE  # for an encoder alone
+    keys = {name: base + key for name, key in hf_keys(model).items()}
+    if not any(key.startswith(BASE) for key in weights):  # the file of an encoder alone
         weights = {BASE + key: tensor for key, tensor in weights.items()}
 
-    keys, fresh = hf_keys(model), set()
     for name, parameter in model.state_dict().items():
-        found = weights.get(keys[name])
-        if found is None and keys[name].startswith((BASE + "embeddings.", BASE + "encoder.")):
-            raise ValueError(f"{path}: the checkpoint lacks {keys[name]}")
-        if found is None:
-            fresh.add(name.rpartition(".")[0])
-        elif found.shape != parameter.shape and "num_labels" in overrides and name.startswith("classifier."):
-            del weights[keys[name]]  # a head for other classes
-            fresh.add(name.rpartition(".")[0])
-        elif found.shape != parameter.shape:
-            raise ValueError(f"{path}: {keys[name]} has the shape {tuple(found.shape)}, by the config it is "
-                             f"{tuple(parameter.shape)}")
-    unused = sorted(key for key in weights if key not in keys.values() and not re.search(LEFTOVERS, key))
-    if unused:
-        raise ValueError(f"{path}: nothing uses {', '.join(unused[:5])} ({len(unused)} keys in all)")
-    for decoder, source in TIED.items():
-        if decoder in weights and not torch.equal(weights[decoder], weights.get(source, weights[decoder])):
-            raise ValueError(f"{path}: {decoder} differs from {source}; here they are one")
+        key, shape = keys[name], tuple(parameter.shape)
+        if key in weights and weights[key].shape != shape:
+            if "num_labels" not in overrides or not key.startswith("classifier."):
+                raise ValueError(f"{path}: {key} has the shape {tuple(weights[key].shape)}, not {shape}")
+            del weights[key]  # a head for other classes
+    for key in sorted(weights.keys() ^ set(keys.values())):  # in one of the two alone
+        if not key.startswith(HEADS) and (key in weights or key.startswith(BASE)):
+            raise ValueError(f"{path}: {'nothing uses' if key in weights else 'the checkpoint lacks'} {key}")
+        if key in TIED and not torch.equal(weights[key], weights.get(TIED[key], weights[key])):
+            raise ValueError(f"{path}: {key} differs from {TIED[key]}; here they are one")
 
     model.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, parameter in model.state_dict().items():
-            if keys[name] in weights:
-                parameter.copy_(weights[keys[name]])
-    for name in sorted(fresh):
-        print(f"{path}: no {name} in the checkpoint; it starts with fresh weights", file=sys.stderr)
-        init_module(model.get_submodule(name), config.initializer_range)
-    model.fresh = sorted(fresh)
+    model.load_state_dict({name: weights[key] for name, key in keys.items() if key in weights}, strict=False)
+    model.fresh = sorted({name.rpartition(".")[0] for name, key in keys.items() if key not in weights})
+    for module in model.fresh:
+        print(f"{path}: no {module} in the checkpoint; it starts with fresh weights", file=sys.stderr)
+        init_module(model.get_submodule(module), config.initializer_range)
     return model.eval()
 
 
@@ -456,72 +431,93 @@ def local_directory(path_or_name):
     """A directory is itself; anything else is a name on the hub, downloaded once."""
     if os.path.isdir(path_or_name):
         return path_or_name
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_name):
-        raise FileNotFoundError(f"{path_or_name}: no such directory")
-    from huggingface_hub import snapshot_download
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
     try:
-        return snapshot_download(path_or_name, allow_patterns=patterns)
-    except (OSError, ValueError, RuntimeError) as error:  # no network, no such name, no access
+        from huggingface_hub import snapshot_download
+        return snapshot_download(str(path_or_name), allow_patterns=patterns)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:  # no network, no such name, no access
         raise FileNotFoundError(f"{path_or_name}: no such directory here, and the hub did not give it: "
                                 f"{str(error).splitlines()[0]}") from error
 
 
 def read_config(path, overrides):
-    """config.json -> Config. What this file would compute wrongly it refuses."""
+    """config.json -> Config. ValueError for what this file would compute wrongly."""
+    expected = {"model_type": MODEL_TYPE, "position_embedding_type": "absolute", "is_decoder": False,
+                "tie_word_embeddings": True}
     try:
         with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
-            found = json.load(f)
-    except ValueError as error:
-        raise ValueError(f"{path}/config.json is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}/config.json is not a JSON object")
-    for name, ours in (("model_type", MODEL_TYPE), ("position_embedding_type", "absolute"),
-                       ("is_decoder", False), ("tie_word_embeddings", True)):
-        if found.get(name, ours) != ours:
-            raise ValueError(f"{path}/config.json: {name} is {found[name]!r}; this model file wants {ours!r}")
-    found["num_labels"] = len(found.get("id2label") or (0, 1))  # transformers' default is two
-    found.update(overrides)
-    return Config(**{field.name: found[field.name] for field in fields(Config) if field.name in found})
+            config = {**expected, **json.load(f)}
+        config["num_labels"] = len(config.get("id2label") or (0, 1))  # transformers' default is two
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}/config.json is not the JSON of a configuration: {error}") from error
+    for name, value in expected.items():
+        if config[name] != value:
+            raise ValueError(f"{path}/config.json: {name} is {config[name]!r}; this file wants {value!r}")
+    known = {field.name: config[field.name] for field in fields(Config) if field.name in config}
+    return Config(**known | overrides)
+
+
+def check_config(config):
+    """Complete id2label. ValueError for a value of another type, an absurd size, and what does not fit."""
+    for field in fields(config):
+        value, limit = getattr(config, field.name), 1000 if field.name == "num_hidden_layers" else 10**7
+        if field.type is int and (type(value) is not int or not 0 <= value <= limit):
+            raise ValueError(f"config: {field.name} = {value!r} is no whole number from 0 to {limit:,}")
+        kinds = (int, float) if field.type is float else field.type
+        if value is not field.default and not isinstance(value, kinds):
+            raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
+    heads, width = config.num_attention_heads, config.hidden_size
+    if heads == 0 or width % heads:
+        raise ValueError(f"config: {heads} heads do not divide a width of {width}")
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"config: hidden_act {config.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
+    if config.pad_token_id >= config.vocab_size:
+        raise ValueError(f"config: pad_token_id {config.pad_token_id} in a vocabulary of {config.vocab_size}")
+    ids = list(range(config.num_labels))
+    if len(config.id2label or ()) != len(ids):
+        config.id2label = {i: f"LABEL_{i}" for i in ids}
+    # JSON makes the ids strings, and some files sort them as such
+    config.id2label = dict(sorted((int(i), label) for i, label in config.id2label.items()))
+    if list(config.id2label) != ids:
+        raise ValueError(f"config: the ids of id2label are {list(config.id2label)}, not 0 to {ids[-1]}")
 
 
 def read_weights(path):
-    """{key: tensor} of a checkpoint directory. Tensors alone are read: no file can make code run."""
-    from safetensors import SafetensorError
+    """{key: float32 tensor} of a directory. Only tensors are read: no file can make code run."""
     from safetensors.torch import load_file
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    there = [os.path.join(path, name) for name in names if os.path.exists(os.path.join(path, name))]
-    if not there:
+    files = [os.path.join(path, name) for name in names if os.path.exists(os.path.join(path, name))]
+    if not files:
         raise FileNotFoundError(f"{path} has none of {', '.join(names)}")
-    file = there[0]
+    file = files[0]
     try:
-        if file.endswith(".bin"):
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-        elif file.endswith(".safetensors"):
+        if file.endswith(".safetensors"):
             weights = load_file(file)
+        elif file.endswith(".bin"):
+            weights = torch.load(file, map_location="cpu", weights_only=True)
         else:
             with open(file, encoding="utf-8") as f:
                 shards = sorted({os.path.basename(name) for name in json.load(f)["weight_map"].values()})
             weights = {key: t for name in shards for key, t in load_file(os.path.join(path, name)).items()}
-        if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-            raise ValueError("not all values are tensors")
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
-            AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Old files have a buffer of positions, those of 2018 TensorFlow's names for a LayerNorm's parameters.
+        return {key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor.float()
+                for key, tensor in weights.items() if not key.endswith("position_ids")}
+    except OSError:
+        raise
+    except Exception as error:  # damage makes the readers raise errors of every kind
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} is damaged or holds more than tensors: {reason}") from error
-    # files of 2018 name the parameters of a LayerNorm as TensorFlow does
-    return {re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", key)): t for key, t in weights.items()}
 
 
-# the names that the scripts use, the same in every model file
-Config, Encoder, ForPreTraining = BertConfig, Bert, BertForPreTraining
-ForSequenceClassification = BertForSequenceClassification
-ForTokenClassification = BertForTokenClassification
+# The family's names, for those who import them into a project of their own.
+BertConfig, Bert, BertForPreTraining = Config, Encoder, ForPreTraining
+BertForSequenceClassification = ForSequenceClassification
+BertForTokenClassification = ForTokenClassification
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    model = BertForPreTraining(BertConfig(**PRESETS["bert-tiny"])).eval()
-    print(f"bert-tiny: {sum(p.numel() for p in model.parameters()):,} parameters")
+    model = ForPreTraining(Config(**preset(2, 128, 2))).eval()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     ids = torch.randint(1000, 2000, (4, 32))    # 4 rows of 32 tokens, of which each predicts 3
     positions = torch.tensor([[3, 7, 19]] * 4)
     loss, parts = model(ids, positions, ids.gather(1, positions), sentence_labels=torch.tensor([0, 1, 0, 1]))

@@ -12,7 +12,6 @@ Nothing here has a state. The order of rows, the pairs and the masks of a batch 
 """
 
 import ast
-import csv
 import functools
 import hashlib
 import importlib.metadata
@@ -21,10 +20,10 @@ import inspect
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import sysconfig
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Callable
 
 import numpy as np
 
+import files
 import tokenizer as tokenizers
 
 # -----------------------------------------------------------------------------
@@ -50,99 +50,54 @@ HUB = {  # short names; a row of these is a line, of other data sets on the hub 
     "wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1",
     "wikitext103": "Salesforce/wikitext:wikitext-103-raw-v1",
 }
-FILES = (".txt", ".jsonl", ".csv", ".parquet")
 
 
 def open_corpus(names, text_field="text"):
-    """names: ["pydoc"], files and folders, or one name on the hub. ValueError or OSError for bad ones."""
+    """names: ["pydoc"], files and folders, or one name on the hub -> Corpus. Files are hashed here, and read
+    by documents(). FileNotFoundError, or ValueError for what has no text."""
     if names == ["pydoc"]:
-        return Corpus("pydoc", pydoc_fingerprint(), lambda: (document for _, document in pydoc_modules()))
-    hub_name = names[0] in HUB or re.fullmatch(r"[\w.-]+/[\w.:-]+", names[0])
-    if len(names) == 1 and hub_name and not os.path.exists(names[0]) and not names[0].endswith(FILES):
-        return hub_corpus(names[0], text_field)
-    files = []
+        packages = [f"{package}-{importlib.metadata.version(package)}" for package in PYDOC
+                    if importlib.util.find_spec(package)]
+        return Corpus("pydoc", " ".join(["pydoc", sys.version.split()[0], *packages]),
+                      lambda: (document for _, document in pydoc_modules()))
+    if len(names) == 1 and not os.path.exists(names[0]) and not names[0].endswith(files.FORMATS):
+        if names[0] in HUB or re.fullmatch(r"[\w.-]+/[\w.:-]+", names[0]):
+            return hub_corpus(names[0], text_field)
+    paths = []
     for name in names:
-        inside = sorted(os.path.join(folder, file) for folder, _, found in os.walk(name) for file in found
-                        if file.endswith(FILES)) if os.path.isdir(name) else [name]
-        if not inside:
-            raise ValueError(f"{name}: no {', '.join(FILES)} files in this folder")
-        files += inside
+        if not os.path.exists(name):
+            raise FileNotFoundError(f"{name}: no such file; --data takes pydoc, files, folders, "
+                                    f"{', '.join(HUB)} or a hub data set as owner/name[:config]")
+        inside = sorted(os.path.join(folder, file) for folder, _, below in os.walk(name) for file in below
+                        if file.endswith(files.FORMATS))
+        if os.path.isdir(name) and not inside:
+            raise ValueError(f"{name}: no {', '.join(files.FORMATS)} files in this folder")
+        paths += inside or [name]
     digest = hashlib.sha256(text_field.encode())
-    for file in files:
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file}: no such file; --data takes pydoc, files, folders, wikitext2, "
-                                    "wikitext103 or a hub data set as owner/name[:config]")
-        if not file.endswith(FILES):
-            raise ValueError(f"{file}: not one of {', '.join(FILES)}")
-        if os.path.getsize(file) == 0:
-            raise ValueError(f"{file} is empty")
-        digest.update(f"{os.path.splitext(file)[1]} {os.path.getsize(file)} ".encode())
-        with open(file, "rb") as f:
+    for path in paths:
+        files.check(path)
+        digest.update(f"{os.path.splitext(path)[1]} {os.path.getsize(path)} ".encode())
+        with open(path, "rb") as f:
             while block := f.read(1 << 20):
                 digest.update(block)
-    return Corpus(" ".join(names), digest.hexdigest(),
-                  lambda: (document for file in files for document in read_file(file, text_field)),
-                  sum(map(os.path.getsize, files)))
+
+    def documents():
+        for path in paths:
+            if path.endswith(".txt"):
+                yield from group_lines(line for _, line in files.lines(path))
+            else:
+                yield from row_documents(files.records(path, columns=[text_field]), text_field)
+    return Corpus(" ".join(names), digest.hexdigest(), documents, sum(map(os.path.getsize, paths)))
 
 
-def read_file(file, text_field):
-    if file.endswith(".txt"):
-        yield from group_lines(line for _, line in decoded_lines(file))
-    elif file.endswith(".jsonl"):
-        for number, line in decoded_lines(file):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)[text_field]
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{file}, line {number}: no field {text_field!r}; name it with "
-                                 "--text_field") from error
-            yield paragraphs(text, f"{file}, line {number}")
-    elif file.endswith(".csv"):
-        csv.field_size_limit(2**31 - 1)  # the default of 128 kB is less than a long article
-        reader = csv.DictReader(line + "\n" for _, line in decoded_lines(file))
-        try:
-            for row in reader:
-                if text_field not in row:
-                    raise ValueError(f"{file}: no column {text_field!r} among "
-                                     f"{', '.join(reader.fieldnames)}; name it with --text_field")
-                if None in row:
-                    raise ValueError(f"{file}, line {reader.line_num}: more columns than the header has; a "
-                                     "text with commas wants quotes")
-                yield paragraphs(row[text_field], f"{file}, line {reader.line_num}")
-        except csv.Error as error:
-            raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
-    else:
-        import pyarrow
-        import pyarrow.parquet
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{file}: {error}") from error
-        if text_field not in table.schema_arrow.names:
-            raise ValueError(f"{file}: no column {text_field!r} among {', '.join(table.schema_arrow.names)}; "
-                             "name it with --text_field")
-        for group in table.iter_batches(batch_size=1000, columns=[text_field]):
-            for text in group.column(0).to_pylist():
-                yield paragraphs(text, file)
-
-
-def decoded_lines(file):
-    """(line number, line without its end), strictly UTF-8; a byte order mark is dropped."""
-    with open(file, "rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not UTF-8 ({error.reason})") from error
-
-
-def paragraphs(text, where):
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: the text is {text!r}, not a string")
-    return [line.strip() for line in text.split("\n") if line.strip()]
+def row_documents(records, text_field):
+    """(where, {column: cell}) of each row -> documents, one a row."""
+    for where, row in records:
+        if text_field not in row:
+            raise ValueError(f"{where}: no column {text_field!r} among {', '.join(row)}; see --text_field")
+        if not isinstance(row[text_field], str):
+            raise ValueError(f"{where}: the text is {row[text_field]!r}, not a string")
+        yield [line.strip() for line in row[text_field].split("\n") if line.strip()]
 
 
 def group_lines(lines):
@@ -162,40 +117,34 @@ def group_lines(lines):
         yield document
 
 
-def hub_corpus(name, text_field):
-    import datasets  # here, as everything but the hub works without it
-    path, _, config = HUB.get(name, name).partition(":")
-    def rows(split):
-        try:
-            return datasets.load_dataset(path, config or None, split=split)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FileNotFoundError(f"{name}: no such file, and the hub did not give it: {reason}") from error
+def hub_corpus(name, text_field, split="train"):
+    """One split; WikiText brings its validation split."""
+    table = hub_split(HUB.get(name, name), split, f"{name}: no such file, and the hub did not give it")
 
-    def corpus(split):
-        table = rows(split)
-        if text_field not in table.column_names:
-            raise ValueError(f"{name}: no column {text_field!r} among {', '.join(table.column_names)}; "
-                             "name it with --text_field")
-        texts = lambda: (row[text_field] for row in table)
-        documents = (lambda: group_lines(texts())) if name in HUB else (
-            lambda: (paragraphs(text, name) for text in texts()))
-        return Corpus(name, table._fingerprint, documents)
-    train = corpus("train")
-    if name in HUB:
-        train.validation = corpus("validation")
-    return train
+    def documents():
+        if name in HUB:
+            return group_lines(row["text"] for row in table)
+        return row_documents(((f"{name}, row {i}", row) for i, row in enumerate(table, 1)), text_field)
+    validation = hub_corpus(name, text_field, "validation") if name in HUB and split == "train" else None
+    return Corpus(name, table._fingerprint, documents, validation=validation)
+
+
+def hub_split(source, split, problem):
+    """A split of "owner/name" or "owner/name:config" -> datasets.Dataset. FileNotFoundError that begins with
+    `problem` if the hub does not give it."""
+    import datasets  # here, as everything but the hub works without it
+    path, _, config = source.partition(":")
+    try:
+        return datasets.load_dataset(path, config or None, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"{problem}: {reason}") from error
 
 # -----------------------------------------------------------------------------
 # pydoc, the corpus that every machine has: the English in its own Python packages
 
 PYDOC = ("torch", "numpy", "pandas", "sympy", "networkx", "mpmath", "datasets", "huggingface_hub", "fsspec",
          "pyarrow", "jinja2", "filelock", "requests", "tqdm")
-
-def pydoc_fingerprint():
-    found = [name for name in PYDOC if importlib.util.find_spec(name)]
-    return " ".join(["pydoc", sys.version.split()[0]]
-                    + [f"{name}-{importlib.metadata.version(name)}" for name in found])
 
 
 @functools.cache
@@ -206,25 +155,26 @@ def pydoc_modules():
     for name in PYDOC:
         spec = importlib.util.find_spec(name)
         roots += [(name, root) for root in spec.submodule_search_locations] if spec else []
-    packages, files = [], []
+    paths = []
     for package, root in roots:
-        for folder, inside, names in os.walk(root):
-            inside[:] = sorted(set(inside) - {"site-packages", "dist-packages", "test", "tests"})
-            files += [os.path.join(folder, name) for name in sorted(names) if name.endswith(".py")]
-        packages += [package] * (len(files) - len(packages))
+        for folder, subfolders, names in os.walk(root):
+            subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "test", "tests"})
+            paths += [(package, os.path.join(folder, name)) for name in sorted(names) if name.endswith(".py")]
     from pydoc_data.topics import topics  # the language reference
-    modules, seen = [], set()
+    sources = [("python", [topics[name]]) for name in sorted(topics)]
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     with ProcessPoolExecutor(initializer=signal.signal, initargs=ignore) as pool:
-        found = zip(packages, pool.map(docstrings, files, chunksize=50))
-        for package, texts in [*(("python", [topics[name]]) for name in sorted(topics)), *found]:
-            document = []
-            for paragraph in (p for text in texts for p in prose(text)):
-                if paragraph not in seen:  # packages repeat their own documentation, and each other's
-                    seen.add(paragraph)
-                    document.append(paragraph)
-            if document:
-                modules.append((package, document))
+        texts_of_files = pool.map(docstrings, [path for _, path in paths], chunksize=50)
+        sources += [(package, texts) for (package, _), texts in zip(paths, texts_of_files)]
+    modules, seen = [], set()
+    for package, texts in sources:
+        document = []
+        for paragraph in (p for text in texts for p in prose(text)):
+            if paragraph not in seen:  # packages repeat their own documentation, and each other's
+                seen.add(paragraph)
+                document.append(paragraph)
+        if document:
+            modules.append((package, document))
     return modules
 
 
@@ -233,16 +183,16 @@ def docstrings(file):
     try:
         with open(file, encoding="utf-8") as f:
             tree = ast.parse(f.read())
-    except (SyntaxError, UnicodeDecodeError, ValueError):  # templates and test data are not all Python
+    except (SyntaxError, ValueError):  # templates and test data are not all Python
         return []
-    found = []
+    texts = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            found.append(ast.get_docstring(node, clean=False))
+            texts.append(ast.get_docstring(node, clean=False))
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("add_docstr", "add_newdoc"):
-            found += [part.value for part in ast.walk(node)
+            texts += [part.value for part in ast.walk(node)
                       if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-    return [text for text in found if text]
+    return [text for text in texts if text]
 
 
 def prose(text):
@@ -266,10 +216,11 @@ SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))(?= ["'(\[]?[A-Z])
 def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     """Make the token files of a corpus, unless they are there; returns their folder.
 
-    validation: a Corpus, or None: the corpus's own, or else every twentieth document (with fewer than twenty,
-    the last twentieth of the paragraphs). tokenizer: a Tokenizer, or a kind to train with vocab_size ids.
+    validation: a Corpus (of WikiText its validation split counts); None: the corpus's own, or else every
+    twentieth document (with fewer than twenty, the last twentieth of the paragraphs). tokenizer: a Tokenizer,
+    or a kind to train with vocab_size ids. ValueError for one without a mask, and for too little or bad text.
     """
-    validation = validation or corpus.validation
+    validation = (validation or corpus).validation or validation
     trained_here = isinstance(tokenizer, str)
     key = json.dumps([FORMAT, corpus.fingerprint, validation and validation.fingerprint,
                       [tokenizer, vocab_size] if trained_here else tokenizer.hash()])
@@ -277,10 +228,8 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     folder = os.path.join(cache_dir, f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
     if os.path.isdir(folder):
         return folder
-    if validation:
-        splits = {"train": corpus.documents, "val": validation.documents}
-    else:
-        splits = hold_out(corpus)
+    print(f"reading {corpus.name} ...", flush=True)
+    splits = {"train": corpus.documents, "val": validation.documents} if validation else hold_out(corpus)
     if trained_here:
         print(f"training a {tokenizer} tokenizer of {vocab_size:,} ids on {corpus.name}", flush=True)
         start = time.time()
@@ -288,28 +237,26 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
         print(f"  {tokenizer.vocab_size:,} ids in {time.time() - start:.0f} s", flush=True)
     if tokenizer.sep_id is None or tokenizer.mask_id is None:
         raise ValueError("the tokenizer has no mask token or no separator (GPT-2's has none; RoBERTa's does)")
-    temporary = f"{folder}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
-    os.makedirs(temporary)
-    try:
+    os.makedirs(cache_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, suffix=".tmp") as temporary:
+        made = os.path.join(temporary, "made")
+        os.mkdir(made)
         meta = {"format": FORMAT, "corpus": corpus.name, "fingerprint": corpus.fingerprint,
                 "tokenizer": tokenizer.hash(), "vocab_size": tokenizer.vocab_size,
                 "dtype": "uint16" if tokenizer.vocab_size <= 65536 else "uint32"}
-        tokenizer.save(temporary)
+        tokenizer.save(made)
         for split, documents in splits.items():
-            meta[split] = write_tokens(os.path.join(temporary, split), documents(), tokenizer, meta["dtype"],
+            meta[split] = write_tokens(os.path.join(made, split), documents(), tokenizer, meta["dtype"],
                                        corpus.size if split == "train" else 0)
             if not meta[split]["tokens"]:
                 raise ValueError(f"{corpus.name}: no text for {split}")
-        with open(os.path.join(temporary, "meta.json"), "w") as f:
+        with open(os.path.join(made, "meta.json"), "w") as f:
             json.dump(meta, f, indent=2)
         try:
-            os.rename(temporary, folder)
+            os.rename(made, folder)
         except OSError:
             if not os.path.isdir(folder):  # else another process was as fast, with the same result
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -320,17 +267,16 @@ def hold_out(corpus):
         n_documents += 1
         n_paragraphs += len(document)
     if n_paragraphs < 2:
-        raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to hold some out for "
-                         "validation; give --val_data")
+        raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to split; give --val_data")
     if n_documents >= 20:
         return {"train": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 != 19),
                 "val": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 == 19)}
     cut = n_paragraphs - max(1, n_paragraphs // 20)
 
-    def part(first, last):
-        n = 0
+    def part(start, end):
+        n = 0  # paragraphs before this document
         for document in corpus.documents():
-            inside = document[max(0, first - n):max(0, last - n)]
+            inside = document[max(0, start - n):max(0, end - n)]
             n += len(document)
             if inside:
                 yield inside
@@ -351,33 +297,33 @@ def write_tokens(path, documents, tokenizer, dtype, total):
     document begins, and where a sentence begins that is not a document's first.
     """
     counts = {"tokens": 0, "bytes": 0, "documents": 0, "sentences": 0}
-    start = shown = time.time()
+    began = shown = time.time()
     with open(path + ".bin", "wb") as tokens_file, open(path + ".documents.bin", "wb") as documents_file, \
             open(path + ".sentences.bin", "wb") as sentences_file:
         for block in blocks(documents):
-            block = [[s for paragraph in document for s in SENTENCE_END.split(paragraph)]
-                     for document in block]
-            encoded = iter(tokenizer.encode_batch([sentence for document in block for sentence in document]))
-            stream, opening, inside, at = [], [], [], counts["tokens"]
-            for document in block:
-                first = at
-                for sentence, ids in zip(document, encoded):
+            split = [[s for text in document for s in SENTENCE_END.split(text)] for document in block]
+            encoded = iter(tokenizer.encode_batch([s for sentences in split for s in sentences]))
+            stream, document_starts, sentence_starts = [], [], []
+            position = counts["tokens"]
+            for sentences in split:
+                start = position
+                for sentence, ids in zip(sentences, encoded):
                     counts["bytes"] += len(sentence.encode("utf-8", "replace"))
                     if len(ids):
-                        (opening if at == first else inside).append(at)
+                        (document_starts if position == start else sentence_starts).append(position)
                         stream.append(ids)
-                        at += len(ids)
-                if at > first:
+                        position += len(ids)
+                if position > start:
                     stream.append([tokenizer.sep_id])
-                    at += 1
+                    position += 1
             tokens_file.write(np.concatenate([np.empty(0, dtype), *stream]).astype(dtype).tobytes())
-            documents_file.write(np.array(opening, dtype=np.uint64).tobytes())
-            sentences_file.write(np.array(inside, dtype=np.uint64).tobytes())
-            counts["tokens"] = at
-            counts["documents"] += len(opening)
-            counts["sentences"] += len(inside)
+            documents_file.write(np.array(document_starts, dtype=np.uint64).tobytes())
+            sentences_file.write(np.array(sentence_starts, dtype=np.uint64).tobytes())
+            counts["tokens"] = position
+            counts["documents"] += len(document_starts)
+            counts["sentences"] += len(sentence_starts)
             if time.time() - shown > 5:
-                shown, speed = time.time(), counts["bytes"] / (time.time() - start)
+                shown, speed = time.time(), counts["bytes"] / (time.time() - began)
                 left = f", {max(0, total - counts['bytes']) / speed:.0f} s left" if total else ""
                 print(f"  {counts['bytes'] / 1e6:.0f} MB encoded, {speed / 1e6:.1f} MB/s{left}", flush=True)
         for f in (tokens_file, documents_file, sentences_file):
@@ -419,16 +365,16 @@ def load(folder):
     if meta["format"] != FORMAT or meta["tokenizer"] != tokenizer.hash():
         raise ValueError(f"{folder} was made with another tokenizer than it holds; {remedy}")
 
-    def read(split, name, dtype, count):
-        file = os.path.join(folder, f"{split}{name}.bin")
-        found = os.path.getsize(file) if os.path.exists(file) else None
-        if found != count * np.dtype(dtype).itemsize:
-            raise ValueError(f"{file} has {found} bytes, not {count * np.dtype(dtype).itemsize}; {remedy}")
-        return np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
-    splits = {split: Tokens(read(split, "", meta["dtype"], meta[split]["tokens"]),
-                            read(split, ".documents", "uint64", meta[split]["documents"]),
-                            read(split, ".sentences", "uint64", meta[split]["sentences"]),
-                            meta[split]["bytes"]) for split in ("train", "val")}
+    splits = {}
+    for split in ("train", "val"):
+        arrays = {}
+        for name, dtype in (("tokens", meta["dtype"]), ("documents", "uint64"), ("sentences", "uint64")):
+            file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
+            size, count = os.path.getsize(file) if os.path.exists(file) else None, meta[split][name]
+            if size != count * np.dtype(dtype).itemsize:
+                raise ValueError(f"{file} has {size} bytes, not {count * np.dtype(dtype).itemsize}; {remedy}")
+            arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+        splits[split] = Tokens(**arrays, bytes=meta[split]["bytes"])
     return splits, tokenizer
 
 # -----------------------------------------------------------------------------
@@ -442,6 +388,11 @@ def random_numbers(seed, purpose, epoch, row=0):
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, epoch]))
 
 
+def dropout_seed(seed, step, rank):
+    """For torch.manual_seed(). 32 bits, as the CPU's generator takes no more."""
+    return int(random_numbers(seed, DROPOUT, step, rank).integers(2**32))
+
+
 class Rows:
     """The rows of `length` tokens that a split is cut into, numbered in the order of training, without end.
 
@@ -452,124 +403,122 @@ class Rows:
     task None: [CLS] window [SEP], RoBERTa's FULL-SENTENCES: documents run on, with a [SEP] between them
     task "nsp": [CLS] A [SEP] B [SEP], the window cut at a sentence; label 1: B is another document's
     task "sop": the same; label 1: the sentences of A and those of B have changed places
+    static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's
     """
 
     def __init__(self, tokens, tokenizer, length, task=None, seed=0, static=False):
         self.tokens, self.tokenizer, self.length, self.task, self.seed = tokens, tokenizer, length, task, seed
         self.width = length - (3 if task else 2)
-        self.static = static  # the same windows, pairs and masks in every epoch, as the first BERT
-        self.pairs = functools.lru_cache(2)(self.pairs)
-        self.order = functools.lru_cache(2)(self.order)
         if self.width < 2:
             raise ValueError(f"rows of {length} tokens leave no room for text")
         if len(tokens.tokens) < self.width:
             raise ValueError(f"{len(tokens.tokens)} tokens of text do not fill one row of {length}")
+        self.static, self.plans = static, {}
+        N, W = len(tokens.tokens), self.width
+        self.epoch_length = -(-N // W) * W if static else N  # tokens; of whole windows, if they are to recur
 
     def windows(self, epoch):
-        """The first window of an epoch, and the first of the next."""
-        N, W = len(self.tokens.tokens), self.width
-        return (0, -(-N // W)) if self.static else (-(-epoch * N // W), -(-(epoch + 1) * N // W))
-
-    def epoch(self, row):
-        N, W = len(self.tokens.tokens), self.width
-        return row // -(-N // W) if self.static else row * W // N
+        """The first window of an epoch, and the first of the next one; and the first rows."""
+        L, W = self.epoch_length, self.width
+        return -(-epoch * L // W), -(-(epoch + 1) * L // W)
 
     def __len__(self):
         """Rows in the first epoch."""
         return self.windows(0)[1]
 
-    def order(self, epoch):
-        first, last = self.windows(epoch)
-        return random_numbers(self.seed, ORDER, epoch).permutation(last - first)
+    def plan(self, epoch):
+        """For the rows of an epoch, in order -> (1, rows): their windows; with a task (6, rows): those, and
+        what pairs() gives. The plans of the last two epochs are kept, as a batch may have rows of both."""
+        if epoch not in self.plans:
+            if len(self.plans) == 2:
+                del self.plans[next(iter(self.plans))]  # the older one
+            start, end = self.windows(epoch)
+            order = random_numbers(self.seed, ORDER, epoch).permutation(end - start)
+            windows = order if self.static else start + order
+            pairs = self.pairs(0 if self.static else epoch)[:, order] if self.task else ()
+            self.plans[epoch] = np.stack([windows, *pairs])
+        return self.plans[epoch]
 
     def pairs(self, epoch):
-        """For each window of an epoch: where it is cut, whose second part it gets, its label, and for SOP the
-        two ends of the text in which the parts change places."""
-        first, last = self.windows(epoch)
-        N, W = len(self.tokens.tokens), self.width
-        start = np.arange(first, last) * W % N
+        """For the windows of an epoch -> (5, windows), int64: where A ends and B begins; the window that B is
+        from; the label; and for SOP the two ends of the text in which A and B change places."""
+        start, end = self.windows(epoch)
+        W, n = self.width, end - start
+        first = np.arange(start, end) * W % len(self.tokens.tokens)  # where in the stream a window begins
         rng = random_numbers(self.seed, PAIRS, epoch)
+        draw = rng.random(n)
+        # the sentences that begin inside a window, not at its first token, are sentences[low:high]
         sentences = self.tokens.sentences
-        low = np.searchsorted(sentences, (start + 1).astype(np.uint64))
-        high = np.searchsorted(sentences, (start + W).astype(np.uint64))
-        own, draw = np.arange(len(start)), rng.random(len(start))
-
-        def choose(low, high, cut):
-            """Where in the window one of the sentences low to high - 1 begins; at `cut` if there is none."""
-            found = high > low
-            chosen = (low + (draw * (high - low)).astype(np.int64))[found]
-            cut[found] = sentences[chosen].astype(np.int64) - start[found]
-            return cut
+        low = np.searchsorted(sentences, (first + 1).astype(np.uint64))
+        high = np.searchsorted(sentences, (first + W).astype(np.uint64))
+        cut, head_end, tail_start = np.full(n, W // 2), np.zeros(n, np.int64), np.full(n, W)
         if self.task == "sop":
             # A window begins and ends within sentences. Were A and B to change places whole, a first part
             # that begins with a capital would give the label away. So the broken sentences stay where they
             # are, and the whole ones between them change places; without two of those, any two parts do.
             whole = high - low >= 3
-            first, last = np.zeros_like(own), np.full_like(own, W)
-            first[whole] = sentences[low[whole]].astype(np.int64) - start[whole]
-            last[whole] = sentences[high[whole] - 1].astype(np.int64) - start[whole]
-            anywhere = 1 + (draw * (W - 1)).astype(np.int64)
-            cut = choose(low + 1, np.where(whole, high - 1, low), anywhere)
-            return cut, own, (rng.random(len(start)) < 0.5).astype(np.int64), first, last
-        cut = choose(low, high, np.full_like(own, W // 2))
+            head_end[whole] = sentences[low[whole]].astype(np.int64) - first[whole]
+            tail_start[whole] = sentences[high[whole] - 1].astype(np.int64) - first[whole]
+            low, high = low + 1, np.where(whole, high - 1, 0)
+            cut = 1 + (draw * (W - 1)).astype(np.int64)
+        some = high > low  # else the cut is not at a sentence
+        chosen = low[some] + (draw[some] * (high - low)[some]).astype(np.int64)
+        cut[some] = sentences[chosen].astype(np.int64) - first[some]
+        if self.task == "sop":
+            return np.stack([cut, np.arange(start, end), rng.random(n) < 0.5, head_end, tail_start])
+
         # Two windows cut at the same place, in different documents, can exchange their second parts: both
         # rows stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
-        shuffled = rng.permutation(len(start))
+        own = np.arange(n)
+        shuffled = rng.permutation(n)
         by_cut = shuffled[np.argsort(cut[shuffled], kind="stable")]
         place = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
         a, b = by_cut[:-1], by_cut[1:]
-        document = np.searchsorted(self.tokens.documents, (start + cut).astype(np.uint64), side="right")
+        document = np.searchsorted(self.tokens.documents, (first + cut).astype(np.uint64), side="right")
         can = (place[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
         a, b = a[can], b[can]
-        does = rng.random(len(a)) < len(start) / max(1, 4 * len(a))
+        does = rng.random(len(a)) < n / max(1, 4 * len(a))
         partner = own.copy()
         partner[a[does]], partner[b[does]] = b[does], a[does]
-        return cut, partner, (partner != own).astype(np.int64), np.zeros_like(own), np.full_like(own, W)
+        return np.stack([cut, start + partner, partner != own, head_end, tail_start])
+
+    def text(self, windows):
+        """Window numbers (B,) -> their tokens (B, W)."""
+        places = windows[:, None] * self.width + np.arange(self.width)
+        return self.tokens.tokens[places % len(self.tokens.tokens)]
 
     def batch(self, rows, mask_prob=0.15, unit="token"):
         """Row numbers -> {input_ids, token_type_ids (B, T); positions, labels (B, K); sentence_labels (B,)},
         int64; token_type_ids and sentence_labels only with a task."""
-        N, W, T = len(self.tokens.tokens), self.width, self.length
-        rows = np.asarray(rows)
-        epochs = self.epoch(rows)
-        B, j = len(rows), np.arange(W)
-        window, other, cut, label, first_end, last_end = np.zeros((6, B), np.int64)
-        for epoch in np.unique(epochs):
+        rows, j = np.asarray(rows), np.arange(self.width)
+        epochs = rows * self.width // self.epoch_length
+        plan = np.empty((6 if self.task else 1, len(rows)), np.int64)
+        for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            epoch = int(epoch)
-            first, last = self.windows(epoch)
-            index = self.order(epoch)[(rows[here] % last) if self.static else rows[here] - first]
-            window[here] = first + index
-            if self.task:
-                cuts, partners, labels, *ends = self.pairs(0 if self.static else epoch)
-                cut[here], other[here], label[here] = cuts[index], first + partners[index], labels[index]
-                first_end[here], last_end[here] = ends[0][index], ends[1][index]
-        if self.static:
-            epochs = np.zeros_like(epochs)
+            plan[:, here] = self.plan(epoch)[:, rows[here] - self.windows(epoch)[0]]
+        window, *pairs = plan
 
-        ids = np.full((B, T), self.tokenizer.sep_id)
+        text, cut = self.text(window), np.full(len(rows), self.width)  # without a task A is all there is
+        if self.task:
+            cut, partner, label, head_end, tail_start = pairs
+        if self.task == "nsp":
+            text = np.where(j < cut[:, None], text, self.text(partner))
+        if self.task == "sop":
+            for i in np.flatnonzero(label):
+                a, b, c = head_end[i], cut[i], tail_start[i]
+                text[i, a:c] = np.concatenate([text[i, b:c], text[i, a:b]])
+            cut = np.where(label == 1, head_end + tail_start - cut, cut)
+        ids = np.full((len(rows), self.length), self.tokenizer.sep_id)
         ids[:, 0] = self.tokenizer.cls_id
-        if not self.task:
-            ids[:, 1:-1] = self.tokens.tokens[(window[:, None] * W + j) % N]
-        else:
-            if self.task == "nsp":
-                source = np.where(j < cut[:, None], window[:, None], other[:, None]) * W + j
-            else:  # to change places is to rotate what lies between the ends
-                length = (last_end - first_end)[:, None]
-                turned = first_end[:, None] + (j - first_end[:, None] + (cut - first_end)[:, None]) % length
-                turns = (label == 1)[:, None] & (j >= first_end[:, None]) & (j < last_end[:, None])
-                source = window[:, None] * W + np.where(turns, turned, j)
-                cut = np.where(label == 1, first_end + last_end - cut, cut)
-            text = self.tokens.tokens[source % N]
-            first_part = j < cut[:, None]
-            ids[:, 1:-2][first_part] = text[first_part]
-            ids[:, 2:-1][~first_part] = text[~first_part]
-        streams = [random_numbers(self.seed, MASKS, int(e), int(w)) for e, w in zip(epochs, window)]
-        k = max(1, round(mask_prob * W))
+        np.put_along_axis(ids, 1 + j + (j >= cut[:, None]), text, axis=1)  # a [SEP] before B
+
+        streams = [random_numbers(self.seed, MASKS, 0 if self.static else e, w)
+                   for e, w in zip(epochs.tolist(), window.tolist())]
+        k = max(1, round(mask_prob * self.width))
         ids, positions, labels = mask_tokens(ids, k, streams, self.tokenizer, unit)
         batch = {"input_ids": ids, "positions": positions, "labels": labels}
         if self.task:
-            batch["token_type_ids"] = (np.arange(T) > cut[:, None] + 1).astype(np.int64)
+            batch["token_type_ids"] = (np.arange(self.length) > cut[:, None] + 1).astype(np.int64)
             batch["sentence_labels"] = label
         return batch
 
@@ -597,25 +546,24 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     else:
         begins = tokenizer.starts_word[ids] | special
         begins[:, 1:] |= special[:, :-1]
-        chosen = [choose_words(b, s, k, stream, 3 if unit == "ngram" else 1)
-                  for b, s, stream in zip(begins, special, streams)]
-        positions = np.stack([np.pad(c, (0, k - len(c))) for c in chosen])
-        unused = np.arange(k) >= np.array([len(c) for c in chosen])[:, None]
+        chosen = np.stack([choose_words(b, s, k, stream, 3 if unit == "ngram" else 1)
+                           for b, s, stream in zip(begins, special, streams)])
+        positions, unused = np.maximum(chosen, 0), chosen < 0
         draws = np.stack([stream.random(2 * k) for stream in streams])
 
     labels = np.where(unused, -100, np.take_along_axis(ids, positions, axis=1))
-    action, which = draws[:, :k], draws[:, k:]
-    fate = np.where(action < 0.8, tokenizer.mask_id,
-                    np.where(action < 0.9, regular[(which * len(regular)).astype(np.int64)], labels))
+    action, draw = draws[:, :k], draws[:, k:]
+    random_ids = regular[(draw * len(regular)).astype(np.int64)]
+    inputs = np.where(action < 0.8, tokenizer.mask_id, np.where(action < 0.9, random_ids, labels))
     masked = ids.copy()
     row, column = np.nonzero(~unused)
-    masked[row, positions[row, column]] = fate[row, column]
+    masked[row, positions[row, column]] = inputs[row, column]
     order = np.argsort(np.where(unused, T, positions), axis=1)
     return masked, np.take_along_axis(positions, order, axis=1), np.take_along_axis(labels, order, axis=1)
 
 
 def choose_words(begins, special, k, stream, longest):
-    """Up to k positions of one row that make whole words, in spans of up to `longest` words."""
+    """k positions of one row that make whole words, in spans of up to `longest` words; then -1s if fewer."""
     first = np.flatnonzero(begins)
     length = np.diff(np.append(first, len(begins)))
     free = ~special[first]
@@ -632,7 +580,7 @@ def choose_words(begins, special, k, stream, longest):
             break
     if not chosen and free.any():  # every word is longer than the budget: a part of the first
         chosen = range(first[free][0], first[free][0] + k)
-    return np.array(chosen, dtype=np.int64)
+    return np.array([*chosen, *[-1] * (k - len(chosen))])
 
 
 def unigram_nats(labels):

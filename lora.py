@@ -96,34 +96,34 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
     """
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model has LoRA adapters already; merge them first")
-    if modules_to_save is None:
-        modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
     if not (isinstance(r, int) and r > 0 and alpha > 0 and 0 <= dropout < 1):
         raise ValueError(f"LoRA: r = {r}, alpha = {alpha}, dropout = {dropout}: r must be a positive whole "
                          "number, alpha positive, dropout at least 0 and less than 1")
-    saved = [model.get_submodule(name) for name in modules_to_save]
     if not targets:
         raise ValueError("LoRA: no targets, so there is nothing to adapt")
-    apart = {id(module) for head in saved for module in head.modules()}
+    if modules_to_save is None:
+        modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
+    heads = [model.get_submodule(name) for name in modules_to_save]
+    inside_heads = {id(module) for head in heads for module in head.modules()}
     linears = {name: module for name, module in model.named_modules()
-               if isinstance(module, nn.Linear) and id(module) not in apart}
-    chosen = {}
+               if isinstance(module, nn.Linear) and id(module) not in inside_heads}
+    adapted = {}
     for target in targets:
-        found = [name for name in linears if name == target or name.rpartition(".")[2] == target]
-        if not found:
-            names = sorted({name.rpartition(".")[2] for name in linears})
+        matches = {name: linear for name, linear in linears.items() if target in (name, name.split(".")[-1])}
+        if not matches:
+            names = sorted({name.split(".")[-1] for name in linears})
             raise ValueError(f"LoRA: no linear layer is called {target!r}; there are {', '.join(names)}")
-        chosen.update((name, linears[name]) for name in found)
-    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen}
+        adapted.update(matches)
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in adapted}
     for name, parent in parents.items():
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
                              "an adapter there would do nothing")
     model.requires_grad_(False)
-    for head in saved:
+    for head in heads:
         head.requires_grad_(True)
-    for name, base in chosen.items():
-        setattr(parents[name], name.rpartition(".")[2], LoRALinear(base, r, alpha, dropout, rslora, dora))
+    for name, base in adapted.items():
+        setattr(parents[name], name.split(".")[-1], LoRALinear(base, r, alpha, dropout, rslora, dora))
     model.lora = dict(r=r, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora,
                       modules_to_save=list(modules_to_save))
     return model
@@ -144,15 +144,17 @@ def merge(model):
 # -----------------------------------------------------------------------------
 # Files, as PEFT has them
 
-# What adapter_config.json may say, for this file to compute what PEFT computes. Fields that are not here and
-# not empty are refused: they name something that LoRALinear does not do.
+# Fields of adapter_config.json: those that are read or change nothing here, and those that must have one of a
+# few values for this file to compute what PEFT computes. All others ask for something else, if not empty.
+KNOWN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "base_model_name_or_path", "task_type",
+         "inference_mode", "revision", "auto_mapping", "peft_version", "megatron_core", "qalora_group_size",
+         "runtime_config",
+         # the keys of the weights say which modules
+         "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
 ACCEPTED = {"peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False, None),
             "init_lora_weights": (True, False, "gaussian", None)}  # others change the base weights
-READ = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
-IGNORED = ("base_model_name_or_path", "task_type", "inference_mode", "revision", "auto_mapping",
-           "peft_version", "megatron_core", "qalora_group_size", "runtime_config",
-           # the keys of the weights say which modules
-           "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+EMPTY = (None, False, "", [], {})
+TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
 
 
 def their_names(model):
@@ -160,14 +162,11 @@ def their_names(model):
     return model.hf_keys() if hasattr(model, "hf_keys") else {name: name for name in model.state_dict()}
 
 
-def their_modules(model, modules):
-    """[names of modules] -> [their names in transformers]"""
-    theirs, found = their_names(model), []
-    for module in modules:
-        name = next(name for name in theirs if name.startswith(module + "."))
-        depth = name.count(".") - module.count(".")  # of the parameter below the module
-        found.append(theirs[name].rsplit(".", depth)[0])
-    return found
+def their_module(names, module):
+    """The name in transformers of a module, from `names`, those of the parameters."""
+    parameter = next(name for name in names if name.startswith(module + "."))
+    depth = parameter.count(".") - module.count(".")  # of the parameter below the module
+    return names[parameter].rsplit(".", depth)[0]
 
 
 def file_keys(model):
@@ -186,21 +185,20 @@ def save(model, path, base=None):
     """Write adapter_config.json and adapter_model.safetensors, with the modules that are saved whole, into
     the directory path. base: a directory or hub name, of the model without adapters, for the reader."""
     from safetensors.torch import save as serialize
-    state, options = model.state_dict(), model.lora
-    weights = {key: state[name].detach().cpu().contiguous() for name, key in file_keys(model).items()}
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    places = their_modules(model, [name for name in linears if isinstance(linears[name], LoRALinear)])
-    last = {place.rpartition(".")[2] for place in places}  # "query" says it, unless other layers end so too
-    every = [place for place in their_modules(model, linears) if place.rpartition(".")[2] in last]
-    architecture = getattr(model, "architecture", "")
+    state, options, names = model.state_dict(), model.lora, their_names(model)
+    weights = {key: state[name].cpu().contiguous() for name, key in file_keys(model).items()}
+    linears = {their_module(names, name): module for name, module in model.named_modules()
+               if isinstance(module, nn.Linear)}
+    adapted = [name for name, module in linears.items() if isinstance(module, LoRALinear)]
+    endings = {name.split(".")[-1] for name in adapted}  # "query" says it, unless other layers end so too
+    alike = [name for name in linears if name.split(".")[-1] in endings]
     config = {
         "peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "bias": "none",
-        "task_type": "SEQ_CLS" if architecture.endswith("ForSequenceClassification") else
-                     "TOKEN_CLS" if architecture.endswith("ForTokenClassification") else None,
+        "task_type": TASK_TYPES.get(type(model).__name__),
         "r": options["r"], "lora_alpha": options["alpha"], "lora_dropout": options["dropout"],
         "use_rslora": options["rslora"], "use_dora": options["dora"], "fan_in_fan_out": False,
-        "target_modules": sorted(last) if set(every) == set(places) else places,
-        "modules_to_save": their_modules(model, options["modules_to_save"]) or None}
+        "target_modules": sorted(endings) if alike == adapted else adapted,
+        "modules_to_save": [their_module(names, name) for name in options["modules_to_save"]] or None}
     os.makedirs(path, exist_ok=True)
     for name, content in (("adapter_model.safetensors", serialize(weights, metadata={"format": "pt"})),
                           ("adapter_config.json", json.dumps(config, indent=2).encode() + b"\n")):
@@ -223,7 +221,7 @@ def read_config(path):
     if not isinstance(config, dict) or not {"r", "lora_alpha"} <= set(config):
         raise ValueError(f"{file} is not the configuration of a LoRA adapter")
     for name, value in config.items():
-        if value not in ACCEPTED[name] if name in ACCEPTED else value and name not in READ + IGNORED:
+        if name not in KNOWN and value not in ACCEPTED.get(name, EMPTY):
             raise ValueError(f"{file}: {name} is {value!r}; lora.py does not compute that")
     return config
 
@@ -238,35 +236,33 @@ def load(model, path):
         weights = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    modules = dict(zip(their_modules(model, linears), linears))
     names = {f"base_model.model.{theirs}": name for name, theirs in their_names(model).items()}
     state, r, dora = model.state_dict(), config["r"], bool(config.get("use_dora"))
-    targets, expected = [], {}  # expected: {key: shape}
+    targets, shapes = [], {}  # shapes: those that the model expects
     for key in weights:
-        place = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        if key.endswith(".lora_A.weight") and place in modules:
-            targets.append(modules[place])
-            rows, columns = model.get_submodule(targets[-1]).weight.shape
-            prefix = f"base_model.model.{place}.lora_"
-            expected |= {prefix + "A.weight": (r, columns), prefix + "B.weight": (rows, r)}
-            expected |= {prefix + "magnitude_vector": (rows,)} if dora else {}
-        elif key in names:
-            expected[key] = tuple(state[names[key]].shape)
+        place = key.removesuffix(".lora_A.weight")
+        weight = names.get(place + ".weight")  # that the adapter belongs to
+        if key in names:
+            shapes[key] = tuple(state[names[key]].shape)
+        elif weight and isinstance(model.get_submodule(weight.removesuffix(".weight")), nn.Linear):
+            targets.append(weight.removesuffix(".weight"))
+            rows, columns = state[weight].shape
+            shapes[f"{place}.lora_A.weight"] = (r, columns)
+            shapes[f"{place}.lora_B.weight"] = (rows, r)
+            if dora:
+                shapes[f"{place}.lora_magnitude_vector"] = (rows,)
     if not targets:
         raise ValueError(f"{file} is an adapter for another model: it has {min(weights, default='nothing')}")
-    misfit = set(weights) ^ set(expected)
-    if misfit:
-        raise ValueError(f"{file} does not fit the model: only one of them has {min(misfit)}")
-    for key, shape in expected.items():
-        if tuple(weights[key].shape) != shape:
-            raise ValueError(f"{file} does not fit the model: {key} is {tuple(weights[key].shape)} there and "
-                             f"{shape} here")
+    given = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    for key in sorted(shapes.keys() | given.keys()):
+        if shapes.get(key) != given.get(key):
+            raise ValueError(f"{file} does not fit the model: {key} is {given.get(key, 'missing')} there and "
+                             f"{shapes.get(key, 'missing')} here")
 
-    held, whole = {names[key] for key in weights if key in names}, []
+    stored, whole = {names[key] for key in weights if key in names}, []
     for name, module in model.named_modules():  # the largest modules of which the file holds every parameter
         inside = {f"{name}.{parameter}" for parameter in module.state_dict()}
-        if inside and inside <= held and not name.startswith(tuple(f"{w}." for w in whole)):
+        if inside and inside <= stored and not name.startswith(tuple(f"{outer}." for outer in whole)):
             whole.append(name)
     inject(model, r, config["lora_alpha"], config.get("lora_dropout", 0.0), targets,
            config.get("use_rslora", False), dora, whole)

@@ -6,21 +6,19 @@ Labelled data for fine-tuning: GLUE and AG News, your own files, and a task that
     rows = Rows(data.splits["train"], data.kind, tokenizer, max_length=128, token_types=True)
     for chosen in batches_by_length(rows.lengths, 32, rng):   # rows of about one length: little padding
         rows.inputs(chosen), rows.targets(chosen)
-    scores("classification", labels, logits)                  # accuracy, F1, MCC, ...
-
-Everything that can be wrong with a file is an error that names the file and the line.
+    rows.scores(outputs(model, rows, 32, host), data.classes)  # accuracy, F1, MCC, ...
 """
 
-import csv
-import json
-import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import torch
 
 import data
+import files
 import tokenizer as tokenizers
 
 # -----------------------------------------------------------------------------
@@ -28,42 +26,35 @@ import tokenizer as tokenizers
 
 @dataclass
 class Task:
-    hub: str            # data set[:configuration] on the hub, where there is one
-    validation: str     # its validation split
-    text: tuple         # its text columns
-    labels: tuple       # in the order of their ids; none: a regression
-    metric: str         # that chooses the best checkpoint, one of those that scores() gives
-    lr: float           # for all parameters of a model 768 wide
-    epochs: float
-    batch_size: int
+    hub: str = ""       # data set[:configuration] on the hub, where there is one
+    text: tuple = ()    # its text columns
+    labels: tuple = ()  # in the order of their ids; none: a regression, or found in the data
+    metric: str = "accuracy"  # that chooses the best checkpoint, one of those that scores() gives
+    epochs: float = 3
+    validation: str = "validation"  # the split
+    lr: float = 5e-5    # for all parameters of a model 768 wide
+    batch_size: int = 32
 
 GLUE, PAIR, NLI = "nyu-mll/glue:", ("sentence1", "sentence2"), ("entailment", "not_entailment")
 TASKS = {
-    "sst2": Task(GLUE + "sst2", "validation", ("sentence",), ("negative", "positive"), "accuracy",
-                 5e-5, 3, 32),
-    "ag_news": Task("fancyzhx/ag_news", "test", ("text",), ("World", "Sports", "Business", "Sci/Tech"),
-                    "accuracy", 5e-5, 3, 32),
-    "mnli": Task(GLUE + "mnli", "validation_matched", ("premise", "hypothesis"),
-                 ("entailment", "neutral", "contradiction"), "accuracy", 5e-5, 3, 32),
-    "cola": Task(GLUE + "cola", "validation", ("sentence",), ("unacceptable", "acceptable"), "mcc",
-                 5e-5, 5, 32),
-    "mrpc": Task(GLUE + "mrpc", "validation", PAIR, ("not_equivalent", "equivalent"), "f1", 5e-5, 5, 32),
-    "qqp": Task(GLUE + "qqp", "validation", ("question1", "question2"), ("not_duplicate", "duplicate"), "f1",
-                5e-5, 3, 32),
-    "qnli": Task(GLUE + "qnli", "validation", ("question", "sentence"), NLI, "accuracy", 5e-5, 3, 32),
-    "rte": Task(GLUE + "rte", "validation", PAIR, NLI, "accuracy", 5e-5, 8, 32),
-    "stsb": Task(GLUE + "stsb", "validation", PAIR, (), "spearman", 5e-5, 5, 32),
-    "wnli": Task(GLUE + "wnli", "validation", PAIR, ("not_entailment", "entailment"), "accuracy",
-                 5e-5, 5, 32),
+    "sst2": Task(GLUE + "sst2", ("sentence",), ("negative", "positive")),
+    "ag_news": Task("fancyzhx/ag_news", ("text",), ("World", "Sports", "Business", "Sci/Tech"),
+                    validation="test"),
+    "mnli": Task(GLUE + "mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+                 validation="validation_matched"),
+    "cola": Task(GLUE + "cola", ("sentence",), ("unacceptable", "acceptable"), "mcc", epochs=5),
+    "mrpc": Task(GLUE + "mrpc", PAIR, ("not_equivalent", "equivalent"), "f1", epochs=5),
+    "qqp": Task(GLUE + "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "f1"),
+    "qnli": Task(GLUE + "qnli", ("question", "sentence"), NLI),
+    "rte": Task(GLUE + "rte", PAIR, NLI, epochs=8),
+    "stsb": Task(GLUE + "stsb", PAIR, (), "spearman", epochs=5),
+    "wnli": Task(GLUE + "wnli", PAIR, ("not_entailment", "entailment"), epochs=5),
     # which package a paragraph of documentation comes from: no network, nothing downloaded
-    "pydoc": Task("", "", ("text",), (), "accuracy", 5e-5, 4, 32),
+    "pydoc": Task(text=("text",), epochs=4),
 }
-# of your own files
-OWN = {
-    "classification": Task("", "", (), (), "accuracy", 5e-5, 3, 32),
-    "regression": Task("", "", (), (), "spearman", 5e-5, 5, 32),
-    "tokens": Task("", "", (), (), "token_f1", 5e-5, 5, 32),
-}
+# of your own files, by kind
+OWN = {"classification": Task(), "regression": Task(metric="spearman", epochs=5),
+       "tokens": Task(metric="token_f1", epochs=5)}
 
 
 @dataclass
@@ -74,23 +65,18 @@ class Examples:
     where: list         # the file and line of each row, for errors
 
 
-def read_hub(name):
-    """A task of the table -> {"train", "val"}: Examples, from the hub."""
-    import datasets  # here, as everything but the hub works without it
-    task = TASKS[name]
-    path, _, config = task.hub.partition(":")
-    found = {}
-    for ours, split in (("train", "train"), ("val", task.validation)):
-        try:
-            table = datasets.load_dataset(path, config or None, split=split)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FileNotFoundError(f"{name}: the hub did not give {task.hub} ({reason}); --train_file and "
-                                    "--val_file take files") from error
-        where = [f"{task.hub}, {split}, row {i}" for i in range(len(table))]
+def read_task(name):
+    """A task of TASKS -> {"train", "val"}: Examples. FileNotFoundError if the hub does not give it."""
+    if name == "pydoc":
+        return read_pydoc()
+    task, splits = TASKS[name], {}
+    problem = f"{name}: give --train_file and --val_file, as the hub did not give {task.hub}"
+    for ours, theirs in (("train", "train"), ("val", task.validation)):
+        table = data.hub_split(task.hub, theirs, problem)
         labels = [task.labels[i] for i in table["label"]] if task.labels else list(map(float, table["label"]))
-        found[ours] = Examples(list(zip(*(table[column] for column in task.text))), labels, where)
-    return found
+        where = [f"{task.hub}, {theirs}, row {i}" for i in range(1, len(table) + 1)]
+        splits[ours] = Examples(list(zip(*(table[column] for column in task.text))), labels, where)
+    return splits
 
 
 def read_pydoc(smallest=400, largest=1000, held_out=5):
@@ -99,11 +85,11 @@ def read_pydoc(smallest=400, largest=1000, held_out=5):
     The packages with at least `smallest` paragraphs; of each at most `largest`, drawn with a fixed seed. A
     paragraph that says a package's name is left out. Every fifth module, whole, is for validation.
     """
-    named = re.compile("|".join(("python", *data.PYDOC)), re.IGNORECASE)
+    names = re.compile("|".join(("python", *data.PYDOC)), re.IGNORECASE)
     modules = {}
     for package, document in data.pydoc_modules():
-        modules.setdefault(package, []).append([text for text in document if not named.search(text)])
-    found = {"train": Examples([], [], []), "val": Examples([], [], [])}
+        modules.setdefault(package, []).append([text for text in document if not names.search(text)])
+    splits = {"train": Examples([], [], []), "val": Examples([], [], [])}
     for package, documents in sorted(modules.items()):
         if sum(map(len, documents)) < smallest:
             continue
@@ -111,195 +97,116 @@ def read_pydoc(smallest=400, largest=1000, held_out=5):
             texts = [text for i, document in enumerate(documents) for text in document
                      if (i % held_out == held_out - 1) == (split == "val")]
             chosen = sorted(np.random.default_rng(0).permutation(len(texts))[:limit])
-            found[split].texts += [(texts[i],) for i in chosen]
-            found[split].labels += [package] * len(chosen)
-            found[split].where += [f"pydoc, {package}"] * len(chosen)
-    return found
+            splits[split].texts += [(texts[i],) for i in chosen]
+            splits[split].labels += [package] * len(chosen)
+            splits[split].where += [f"pydoc, {package}"] * len(chosen)
+    return splits
 
 # -----------------------------------------------------------------------------
 # Files
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "quality",
           "is_duplicate", "score", "rating", "stars", "topic", "intent")
 TAGS = ("tags", "ner_tags", "pos_tags", "labels")  # beside a column of words
+WORDS = ("tokens", "words")
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"),
          ("question", "sentence"), ("#1 string", "#2 string"), ("text_a", "text_b"), ("text1", "text2"),
          ("sentence_a", "sentence_b"))
-WORDS = ("tokens", "words")
 TEXTS = ("text", "sentence", *WORDS, "review", "comment", "message", "content", "body", "tweet", "document",
          "description", "title")
-
-
-@dataclass
-class Table:
-    file: str
-    names: list         # of the columns; "1", "2", ... where the file names none
-    named: bool
-    rows: list          # lists of cells
-    lines: list         # the line of each row
+KNOWN = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ())}
 
 
 def read_file(file, header=None, text_columns=None, label_column=None, labelled=True):
     """A .csv, .tsv, .jsonl or .parquet file -> Examples.
 
-    .tsv is as GLUE's: a tab separates, and a quote is a letter. header: whether the first line of a .csv or
-    .tsv names the columns; None: it does if one of the names is known. Columns are given by name, or counted
-    from 1; or else found by the known names, or without names by what is in them. ValueError with the line
-    number for a row with more or fewer columns than the first, a missing column, an empty text, no label,
-    bytes that are not UTF-8.
+    header: whether the first line of a .csv or .tsv names the columns; None: it does if one of the names is
+    known. Columns are given by name, or counted from 1; or else found by the known names, or without names by
+    what is in them. ValueError for a missing column, an empty text, no label, and what files.records raises.
     """
-    table = read_table(file, header, (text_columns or []) + [label_column or ""])
-    texts, label = find_columns(table, text_columns, label_column, labelled)
-    found = Examples([], [] if labelled else None, [])
-    for row, line in zip(table.rows, table.lines):
-        where = f"{file}, {'row' if file.endswith('.parquet') else 'line'} {line}"
-        for i in texts:
-            if row[i] in (None, []) or str(row[i]).isspace() or row[i] == "":
-                raise ValueError(f"{where}: the text in column {table.names[i]!r} is empty")
-            if not isinstance(row[i], (str, list)):
-                raise ValueError(f"{where}: the text in column {table.names[i]!r} is {row[i]!r}, no string")
-        found.texts.append(tuple(row[i] for i in texts))
-        found.where.append(where)
+    if not file.endswith(files.TABLES):
+        raise ValueError(f"{file}: not one of {', '.join(files.TABLES)}")
+    given = [name.lower() for name in [*(text_columns or []), label_column or "1"]]
+    known = KNOWN.union(name for name in given if not name.isdigit())
+    records = partial(files.records, file, header, known)  # read twice: it may be too large to be kept
+    where, first = next(records())
+    numbers = [str(i + 1) for i in range(len(first))]
+    no_header = file.endswith((".csv", ".tsv")) and list(first) == numbers
+    names = sorted(known & {cell.strip().lower() for cell in first.values()}) if no_header else []
+    if len(names) > 1:
+        raise ValueError(f"{where}: {', '.join(names)} look like names of columns; leave --no-header out")
+    texts, label = find_columns(file, list(first), text_columns, label_column)
+    if no_header:
+        likely = columns_by_content([row for _, row in records()], {*texts, label})
+        texts, label = texts or likely[0], label or likely[1]
+    question = f"{file}: which of the columns {', '.join(first)} is"
+    if len(texts) not in (1, 2) or label in texts:
+        raise ValueError(f"{question} the text, or which two? name them by --text_columns")
+    if labelled and label is None:
+        raise ValueError(f"{question} the label? name it by --label_column")
+
+    examples = Examples([], [] if labelled else None, [])
+    for where, row in records():
+        examples.where.append(where)
+        examples.texts.append(tuple(row.get(name) for name in texts))
+        for name in texts:
+            if row.get(name) in (None, [], "") or str(row[name]).isspace():
+                raise ValueError(f"{where}: the text in column {name!r} is empty")
+            if not isinstance(row[name], (str, list)):
+                raise ValueError(f"{where}: the text in column {name!r} is {row[name]!r}, no string")
         if labelled:
-            if row[label] in (None, []) or row[label] != row[label] or plain(row[label]) == "":
-                raise ValueError(f"{where}: no label in column {table.names[label]!r}")  # unequal: a NaN
-            found.labels.append(plain(row[label]))
-    if labelled and not table.named and header is None:
-        first = found.labels[0]
-        if found.labels.count(first) == 1 and not is_number(first):
-            raise ValueError(f"{found.where[0]}: no other row has the label {first!r}; if this line names "
-                             "the columns, say --header, if not --no-header")
-    elif not table.named and header is None:
+            examples.labels.append(clean_label(row.get(label)))
+            if examples.labels[-1] in ("", []):
+                raise ValueError(f"{where}: no label in column {label!r}")
+    if no_header and header is None and not labelled:
         print(f"{file}: line 1 is taken for a row, not for the names of the columns; else say --header",
               file=sys.stderr)
-    return found
+    elif no_header and header is None:
+        label = examples.labels[0]
+        if examples.labels.count(label) == 1 and not is_number(label):
+            raise ValueError(f"{examples.where[0]}: no other row has the label {label!r}; if this line names "
+                             "the columns, say --header, if not --no-header")
+    return examples
 
 
-def plain(label):
-    """A cell -> a string; a list and a number with a fraction stay, and 1.0 is "1"."""
-    if isinstance(label, list) or isinstance(label, float) and not label.is_integer():
-        return label
-    return str(int(label)) if isinstance(label, float) else str(label).strip()
+def clean_label(cell):
+    """-> a string, "" if there is none; a list and a number with a fraction stay, and 1.0 is "1"."""
+    if cell is None or cell != cell:  # unequal to itself: NaN
+        return ""
+    if isinstance(cell, list) or isinstance(cell, float) and not cell.is_integer():
+        return cell
+    return str(int(cell)) if isinstance(cell, float) else str(cell).strip()
 
 
-def read_table(file, header, given):
-    if not file.endswith(FORMATS):
-        raise ValueError(f"{file}: not one of {', '.join(FORMATS)}")
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such file")
-    if file.endswith(".jsonl"):
-        return read_jsonl(file)
-    if file.endswith(".parquet"):
-        return read_parquet(file)
-    rows, lines = [], []
-    if file.endswith(".tsv"):
-        for number, line in data.decoded_lines(file):
-            if line:
-                rows.append(line.split("\t"))
-                lines.append(number)
-    else:
-        csv.field_size_limit(2**31 - 1)
-        reader = csv.reader((line + "\n" for _, line in data.decoded_lines(file)), strict=True)
-        try:
-            for row in reader:
-                if row:
-                    rows.append([cell.removesuffix("\n") for cell in row])
-                    lines.append(reader.line_num)
-        except csv.Error as error:
-            raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
-    if not rows:
-        raise ValueError(f"{file} is empty")
-    for row, line in zip(rows, lines):
-        if len(row) != len(rows[0]):
-            raise ValueError(f"{file}, line {line}: {len(row)} columns; the first line has {len(rows[0])}")
-    first = [cell.strip() for cell in rows[0]]
-    known = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ()), *(name.lower() for name in given if not name.isdigit())}
-    named = {cell.lower() for cell in first} & (known - {""})
-    if header is False and len(named) > 1:
-        raise ValueError(f"{file}, line {lines[0]}: {', '.join(sorted(named))} look like names of columns; "
-                         "leave --no-header out")
-    header = bool(named) if header is None else header
-    if not header:
-        return Table(file, [str(i + 1) for i in range(len(first))], False, rows, lines)
-    if len(rows) == 1:
-        raise ValueError(f"{file} has a header and no rows")
-    return Table(file, first, True, rows[1:], lines[1:])
+def find_columns(file, names, text_columns, label_column):
+    """-> the text columns, and the label's: given, or of known names; [] and None where there are none."""
+    columns = {str(i): name for i, name in enumerate(names, 1)}
+    columns |= {name.lower(): name for name in reversed(names)}  # of two that differ in case the first
 
-
-def read_jsonl(file):
-    table = Table(file, [], True, [], [])
-    for number, line in data.decoded_lines(file):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: not a JSON object")
-        if not row:
-            raise ValueError(f"{file}, line {number}: an object without columns")
-        table.names = table.names or list(row)
-        table.rows.append([row.get(name) for name in table.names])
-        table.lines.append(number)
-    if not table.rows:
-        raise ValueError(f"{file} is empty")
-    return table
-
-
-def read_parquet(file):
-    import pyarrow
-    import pyarrow.parquet
-    try:
-        columns = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file}: {error}") from error
-    rows = list(zip(*(column.to_pylist() for column in columns.columns)))
-    if not rows:
-        raise ValueError(f"{file} is empty")
-    return Table(file, columns.column_names, True, rows, list(range(1, len(rows) + 1)))
-
-
-def find_columns(table, text_columns, label_column, labelled):
-    """-> the places of the text columns, and of the label's."""
-    places = {str(i): i - 1 for i in range(1, len(table.names) + 1)}
-    places |= {name.lower(): i for i, name in reversed(list(enumerate(table.names)))}
-
-    def place(name, flag):
-        if name.lower() not in places:
-            raise ValueError(f"{table.file}: no column {name!r} among {', '.join(table.names)}; see {flag}")
-        return places[name.lower()]
-    known = next((pair for pair in PAIRS if set(pair) <= set(places)), None) or next(
-        ([name] for name in TEXTS if name in places), [])
-    texts = [place(name, "--text_columns") for name in text_columns or known]
-    words = any(table.names[i].lower() in WORDS for i in texts)
-    likely = TAGS + LABELS if words else LABELS + TAGS
-    label = next((places[name] for name in likely if name in places and places[name] not in texts), None)
+    def given(name, flag):
+        if name.lower() not in columns:
+            raise ValueError(f"{file}: no column {name!r} among {', '.join(names)}; see {flag}")
+        return columns[name.lower()]
+    choices = [*PAIRS, *((name,) for name in TEXTS)]
+    known = next((choice for choice in choices if set(choice) <= set(columns)), ())
+    texts = [given(name, "--text_columns") for name in text_columns or known]
+    likely = TAGS + LABELS if any(name.lower() in WORDS for name in texts) else LABELS + TAGS
+    labels = [columns[name] for name in likely if name in columns and columns[name] not in texts]
     if label_column:
-        label = place(label_column, "--label_column")
-    if not table.named:
-        found = columns_by_content(table.rows, {*texts, label})
-        texts, label = texts or found[0], found[1] if label is None else label
-    if len(texts) not in (1, 2) or label in texts:
-        raise ValueError(f"{table.file}: which of the columns {', '.join(table.names)} is the text, or which "
-                         "two? name them by --text_columns")
-    if labelled and label is None:
-        raise ValueError(f"{table.file}: which of the columns {', '.join(table.names)} is the label? name it "
-                         "by --label_column")
-    return texts, label
+        labels = [given(label_column, "--label_column")]
+    return texts, labels[0] if labels else None
 
 
 def columns_by_content(rows, taken):
     """Without names: texts are the columns of three and more words a cell. The label is the only one of the
     others that has few values, each in many rows; or the only such one with the values 0, 1, and so on."""
-    columns = {i: column for i, column in enumerate(zip(*rows)) if i not in taken}
-    words = {i: sum(len(cell.split()) for cell in column) / len(column) for i, column in columns.items()}
-    few = [i for i, column in columns.items() if words[i] < 3 and "" not in column
-           and 2 <= len(set(column)) <= max(2, min(100, len(column) // 5))]
-    numbered = [i for i in few if set(columns[i]) == {str(k) for k in range(len(set(columns[i])))}]
-    label = few if len(few) == 1 else numbered
-    return [i for i in columns if words[i] >= 3], label[0] if len(label) == 1 else None
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in taken}
+    words = {name: sum(len(cell.split()) for cell in cells) / len(cells) for name, cells in columns.items()}
+    few = [name for name, cells in columns.items() if words[name] < 3 and "" not in cells
+           and 2 <= len(set(cells)) <= max(2, min(100, len(cells) // 5))]
+    numbered = [name for name in few if set(columns[name]) == set(map(str, range(len(set(columns[name])))))]
+    labels = few if len(few) == 1 else numbered
+    return [name for name in columns if words[name] >= 3], labels[0] if len(labels) == 1 else None
 
 
 def is_number(value):
@@ -327,7 +234,6 @@ def prepare(splits, kind=None, classes=None):
     number, one class only, words and tags of different counts, and a text beside pairs.
     """
     first = next(iter(splits.values()))
-    labels = first.labels
     for examples in splits.values():
         for text, where in zip(examples.texts, examples.where):
             if len(text) != len(first.texts[0]):
@@ -335,69 +241,62 @@ def prepare(splits, kind=None, classes=None):
                                  f"{len(first.texts[0])}; see --text_columns")
     if kind is None:
         kind = "classification"
-        if any(isinstance(label, list) for label in labels):
+        if any(isinstance(label, list) for label in first.labels):
             kind = "tokens"
-        elif not classes and all(map(is_number, labels)) and any(float(label) % 1 for label in labels):
+        elif not classes and all(map(is_number, first.labels)) and any(float(x) % 1 for x in first.labels):
             kind = "regression"
-    if kind == "tokens":
-        for examples in splits.values():
-            split_words(examples)
-    else:
-        for examples in splits.values():
-            check_strings(examples)
+    for examples in splits.values():
+        (split_words if kind == "tokens" else check_strings)(examples)
     if kind == "regression":
         for examples in splits.values():
-            for label, where in zip(examples.labels or (), examples.where):
+            for label, where in zip(examples.labels, examples.where):
                 if not is_number(label):
                     raise ValueError(f"{where}: the target of a regression is {label!r}, not a number")
-        return Data(kind, [], {name: relabel(examples, float) for name, examples in splits.items()})
+        return Data(kind, [], {split: replace(examples, labels=list(map(float, examples.labels)))
+                               for split, examples in splits.items()})
 
-    def names(label):
+    def names_in(label):
         return [str(tag) for tag in label] if kind == "tokens" else [str(label)]
-    used = {split: {name for label in examples.labels for name in names(label)}
+    used = {split: {name for label in examples.labels for name in names_in(label)}
             for split, examples in splits.items()}
     if classes is None:
-        found = used[next(iter(used))]
-        whole = all(re.fullmatch(r"-?\d+", name) for name in found)
-        classes = sorted(found, key=int if whole else None)
+        used_first = next(iter(used.values()))
+        are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used_first)
+        classes = sorted(used_first, key=int if are_numbers else None)
         ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
     else:
-        ids = spelled(classes, used)
+        ids = ids_of_labels(classes, used)
     if len(classes) < 2:
-        file = splits["train"].where[0].rpartition(", ")[0]
+        file = first.where[0].rpartition(", ")[0]
         raise ValueError(f"{file}: every row has the label {classes[0]!r}; there is nothing to learn")
     prepared = {}
     for split, examples in splits.items():
+        labels = []
         for label, where in zip(examples.labels, examples.where):
-            unknown = set(names(label)) - set(ids[split])
+            unknown = set(names_in(label)) - set(ids[split])
             if unknown:
                 raise ValueError(f"{where}: the label {min(unknown)!r} is none of the classes: "
                                  f"{', '.join(classes[:20])}")
-        number = lambda label: ([ids[split][name] for name in names(label)] if kind == "tokens"
-                                else ids[split][str(label)])
-        prepared[split] = relabel(examples, number)
+            numbers = [ids[split][name] for name in names_in(label)]
+            labels.append(numbers if kind == "tokens" else numbers[0])
+        prepared[split] = replace(examples, labels=labels)
     return Data(kind, classes, prepared)
 
 
-def spelled(classes, used):
-    """{split: its labels} -> {split: {spelling: id}}: in each the names of the classes, in whatever case, or
-    their ids, which in all the splits begin at 0, or, as AG News is published, at 1."""
+def ids_of_labels(classes, used):
+    """{split: its labels} -> {split: {label: id}}. A split has the names of the classes, in whatever case, or
+    their ids, which in all the splits begin at 0 or, as AG News is published, at 1."""
     names = {name: i for i, name in enumerate(classes)}
     lower = {name.lower(): i for name, i in names.items()}
-    folded = lambda labels: {name: lower[name.lower()] for name in labels
-                             if len(lower) == len(names) and name.lower() in lower}
-    found = {split: names if labels & set(names) else folded(labels) for split, labels in used.items()}
-    numbers = set().union(*(used[split] for split in used if not found[split]))
-    for first in (0, 1):
-        ids = {str(i + first): i for i in range(len(classes))}
-        if numbers <= set(ids):
-            return {split: spelling or ids for split, spelling in found.items()}
-    return {split: spelling or names for split, spelling in found.items()}
-
-
-def relabel(examples, number):
-    labels = None if examples.labels is None else [number(label) for label in examples.labels]
-    return Examples(examples.texts, labels, examples.where)
+    ids = {}
+    for split, labels in used.items():
+        if labels & set(names):
+            ids[split] = names
+        elif len(lower) == len(names) and any(name.lower() in lower for name in labels):
+            ids[split] = {name: lower[name.lower()] for name in labels if name.lower() in lower}
+    numbers = set().union(*(labels for split, labels in used.items() if split not in ids))
+    start = 0 if numbers <= set(map(str, range(len(classes)))) else 1
+    return {split: ids.get(split, {str(i + start): i for i in range(len(classes))}) for split in used}
 
 
 def hold_out(examples, kind, share=10):
@@ -409,9 +308,8 @@ def hold_out(examples, kind, share=10):
         classes = [set(label) if kind == "tokens" else {label} for label in examples.labels]
         trained = set().union(*(classes[i] for i in range(len(classes)) if i not in held))
         held = {i for i in held if classes[i] <= trained}
-    if len(examples.texts) < 2 * share or not held:
-        raise ValueError(f"{examples.where[0]}: {len(examples.texts)} rows are too few to hold some out for "
-                         "validation; give --val_file")
+    if len(order) < 2 * share or not held:
+        raise ValueError(f"{examples.where[0]}: {len(order)} rows are too few to split; give --val_file")
     pick = lambda inside: Examples(*([value for i, value in enumerate(values) if (i in held) == inside]
                                      for values in (examples.texts, examples.labels, examples.where)))
     return pick(False), pick(True)
@@ -435,9 +333,10 @@ def split_words(examples):
         if examples.labels is not None:
             tags = examples.labels[i]
             examples.labels[i] = tags = tags.split() if isinstance(tags, str) else tags
-            if not isinstance(tags, list) or len(words) != len(tags):
-                raise ValueError(f"{where}: {len(words)} words and "
-                                 f"{len(tags) if isinstance(tags, list) else 'no list of'} tags")
+            if not isinstance(tags, list):
+                raise ValueError(f"{where}: {tags!r} is no list of tags")
+            if len(words) != len(tags):
+                raise ValueError(f"{where}: {len(words)} words and {len(tags)} tags")
 
 # -----------------------------------------------------------------------------
 # Rows of tokens
@@ -457,25 +356,23 @@ def encode(texts, tokenizer, max_length):
     those of which the first token fits.
     """
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
-    between = sep * 2 if isinstance(tokenizer, tokenizers.ByteLevelBPE) else sep
+    is_bpe = isinstance(tokenizer, tokenizers.ByteLevelBPE)
+    between = sep * 2 if is_bpe else sep
+    space = " " if is_bpe and isinstance(texts[0], list) else ""  # a word begins with one
+    pieces = iter(tokenizer.encode_batch([space + part for parts in texts for part in parts]))
     rows = []
-    if isinstance(texts[0], list):
-        space = " " if isinstance(tokenizer, tokenizers.ByteLevelBPE) else ""  # with which a word begins
-        pieces = iter(tokenizer.encode_batch([space + word for words in texts for word in words]))
-        for words in texts:
-            parts = [next(pieces) for _ in words]
+    for text in texts:
+        parts = [next(pieces) for _ in text]
+        if isinstance(text, list):
             parts = [part if len(part) else [tokenizer.unk_id] for part in parts]
             starts = np.cumsum([1, *map(len, parts)])[:-1]
             ids = np.concatenate([cls, *parts])[:max_length - 1]
             rows.append(Row(np.append(ids, sep).astype(np.int32), len(ids) + 1, starts[starts < len(ids)]))
-        return rows
-    pieces = iter(tokenizer.encode_batch([text for pair in texts for text in pair]))
-    for pair in texts:
-        if len(pair) == 1:
-            ids = np.concatenate([cls, next(pieces)[:max_length - 2], sep])
+        elif len(parts) == 1:
+            ids = np.concatenate([cls, parts[0][:max_length - 2], sep])
             rows.append(Row(ids.astype(np.int32), len(ids)))
         else:
-            a, b = truncate(next(pieces), next(pieces), max_length - 2 - len(between))
+            a, b = truncate(*parts, max_length - 2 - len(between))
             ids = np.concatenate([cls, a, between, b, sep])
             rows.append(Row(ids.astype(np.int32), 1 + len(a) + len(between)))
     return rows
@@ -483,10 +380,8 @@ def encode(texts, tokenizer, max_length):
 
 def truncate(a, b, room):
     """The longer of two is cut to what the shorter leaves, but not below half of the room."""
-    if len(a) + len(b) <= room:
-        return a, b
-    shorter = min(len(a), len(b), room // 2)
-    return (a[:shorter], b[:room - shorter]) if len(a) <= len(b) else (a[:room - shorter], b[:shorter])
+    half = room // 2 if len(a) <= len(b) else room - room // 2
+    return a[:max(half, room - len(b))], b[:max(room - half, room - len(a))]
 
 
 class Rows:
@@ -537,6 +432,10 @@ class Rows:
             target[self.rows[i].words] = self.labels[i]
         return targets
 
+    def scores(self, outputs, classes):
+        """outputs: an array for each row, as outputs() gives them -> {name: value}"""
+        return scores(self.kind, self.flat(self.labels), self.flat(outputs), classes)
+
 
 def batches_by_length(lengths, size, rng, window=200):
     """-> arrays of row numbers, every row once. Shuffled, then sorted by length within windows of `window`
@@ -548,6 +447,25 @@ def batches_by_length(lengths, size, rng, window=200):
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[j:j + size] for j in range(0, len(part), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+@torch.no_grad()
+def outputs(model, rows, batch_size, host):
+    """-> an array for each row, in order: (classes,), of a regression (1,), for tokens (words, classes). The
+    processes of `host` share the work, and all get the whole."""
+    was_training = model.training
+    model.eval()
+    order = np.argsort(-rows.lengths, kind="stable")  # the longest first: if they fit the memory, all do
+    batches = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    numbered = []
+    for chosen in batches[host.rank::host.world]:
+        inputs = rows.inputs(chosen)
+        with host.autocast(inputs["input_ids"].shape[1]):
+            logits, _ = model(**host.to_device(inputs))
+        for i, output in zip(chosen, logits.float().cpu().numpy()):
+            numbered.append((i, output[rows.rows[i].words] if rows.kind == "tokens" else output))
+    model.train(was_training)
+    return [output for _, output in sorted(host.gather(numbered), key=lambda pair: pair[0])]
 
 # -----------------------------------------------------------------------------
 # Metrics
@@ -568,14 +486,14 @@ def scores(kind, labels, outputs, classes=()):
                 "mse": float(np.mean((labels - predicted) ** 2))}
     matrix = confusion_matrix(labels, outputs.argmax(-1), outputs.shape[-1])
     precision, recall, f1, present = by_class(matrix)
-    means = {f"macro_{name}": float(values[present].mean())
-             for name, values in (("f1", f1), ("precision", precision), ("recall", recall))}
-    found = {"accuracy": float(np.trace(matrix) / matrix.sum()), **means, "mcc": mcc(matrix)}
+    values = {"accuracy": np.trace(matrix) / matrix.sum(), "macro_f1": f1[present].mean(),
+              "macro_precision": precision[present].mean(), "macro_recall": recall[present].mean(),
+              "mcc": mcc(matrix)}
     if kind == "tokens":
-        found["token_f1"] = token_f1(matrix, classes)
+        values["token_f1"] = token_f1(matrix, classes)
     elif len(matrix) == 2:
-        found["f1"] = float(f1[1])
-    return found
+        values["f1"] = f1[1]
+    return {name: float(value) for name, value in values.items()}
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -591,6 +509,20 @@ def by_class(matrix):
             labelled + predicted > 0)
 
 
+def report(rows, outputs, classes):
+    """Print precision, recall and F1 of every class, and the confusion matrix where it fits the screen."""
+    if rows.kind == "regression":
+        return
+    matrix = confusion_matrix(rows.flat(rows.labels), rows.flat(outputs).argmax(-1), len(classes))
+    precision, recall, f1, _ = by_class(matrix)
+    width, fits = max(map(len, classes)), len(classes) <= 12
+    print(f"  {'':{width}}  precision  recall     f1   count" + ("   predicted as" if fits else ""))
+    for i, name in enumerate(classes):
+        predicted = "".join(f"{n:7}" for n in matrix[i]) if fits else ""
+        print(f"  {name:{width}}      {precision[i]:.3f}   {recall[i]:.3f}  {f1[i]:.3f} {matrix[i].sum():7}"
+              f"  {predicted}")
+
+
 def mcc(matrix):
     """Matthews' correlation coefficient, of two classes or more (Gorodkin 2004); 0 where it is undefined."""
     n, labelled, predicted = matrix.sum(), matrix.sum(1).astype(float), matrix.sum(0).astype(float)
@@ -600,9 +532,7 @@ def mcc(matrix):
 
 def pearson(x, y):
     """0 where it is undefined."""
-    x, y = x - x.mean(), y - y.mean()
-    spread = (x @ x) * (y @ y)
-    return float(x @ y / np.sqrt(spread)) if spread > 0 else 0.0
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
 def ranks(values):

@@ -16,38 +16,28 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields
-from datetime import timedelta
-from functools import partial
+from dataclasses import asdict
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import data
+import runtime
 import tokenizer as tokenizers
-
-SENTENCE_TASK = {"bert": "nsp", "roberta": None, "albert": "sop"}
-TOKENIZER = {"bert": "wordpiece", "roberta": "bpe", "albert": "unigram"}  # trained on the data, as published
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 DEFAULTS = {
-    "cpu": dict(preset={"bert": "bert-laptop", "roberta": "roberta-laptop", "albert": "albert-laptop"},
-                seq_length=64, batch_size=32, max_minutes=4.0,
-                eval_interval=1000, save_interval=1000, log_interval=100),
-    "cuda": dict(preset={"bert": "bert-10m", "roberta": "roberta-18m", "albert": "albert-8m"},
-                 seq_length=128, batch_size=256, max_minutes=10.0,
-                 eval_interval=1000, save_interval=1000, log_interval=50),
+    "cpu": dict(seq_length=64, batch_size=32, max_minutes=4.0, log_interval=100, compile=False),
+    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50, compile=True),
 }
+LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
+# what a resumed run may not change
+FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")
 EVAL_SEED = 0  # validation masks are the same in every run
 
 # dense bfloat16 peak in FLOP/s, from the data sheets
@@ -55,155 +45,107 @@ PEAK = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12
         "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
-SCHEDULES = "of --lr; constant falls, too, in the last fifth"
-
-
 def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = p.add_argument
-    # model
-    add("--model", default="roberta", choices=SENTENCE_TASK)
-    add("--preset", help="a size from PRESETS in the model file; default: one that fits the device")
+    p = runtime.Parser(__doc__)
+    presets = "; ".join(", ".join(importlib.import_module(name).PRESETS) for name in runtime.MODELS)
+    add = p.add_argument_group("model").add_argument
+    add("--model", default="roberta", choices=runtime.MODELS)
+    add("--preset", help=f"a size: {presets}; default: MODEL-laptop on the CPU, one of 8 to 18 M on CUDA")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
-    add("--layers", type=int, help="default: the preset's")
-    add("--dropout", type=float, help="default: the preset's")
-    # data
+    add("--layers", type=runtime.positive_int, help="default: the preset's")
+    add("--dropout", type=runtime.probability, help="default: the preset's")
+    add = p.add_argument_group("data").add_argument
     add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
     add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
-    add("--text_field", default="text", help="of .jsonl, .csv, .parquet and hub data")
-    add("--tokenizer", help="a kind to train (bpe, wordpiece, unigram), or a directory or hub name")
-    add("--vocab_size", type=int, default=8192, help="of a tokenizer trained here")
+    add("--text_field", default="text", help="of .jsonl, .csv, .tsv, .parquet and hub data")
+    add("--tokenizer", help="a kind to train (bpe, wordpiece, unigram), or a directory or hub name; "
+        "default: the kind that the model was published with")
+    add("--vocab_size", type=runtime.positive_int, default=8192, help="of a tokenizer trained here")
     add("--cache_dir", default="cache", help="for token files")
-    # masking
-    add("--seq_length", type=int, help="tokens in a row; default: 64 on the CPU, 128 on CUDA")
-    add("--mask_prob", type=float, default=0.15, help="share of the tokens to predict, in training")
-    add("--sentence_weight", type=float, default=1.0, help="of the NSP or SOP loss")
+    add = p.add_argument_group("masking").add_argument
+    add("--seq_length", type=runtime.positive_int, help="tokens in a row; default: 64, on CUDA 128")
+    add("--mask_prob", type=runtime.fraction, default=0.15, help="share of the tokens to predict")
+    add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
         help="word: all the tokens of a word; ngram: of one to three words")
-    # length and rate
-    add("--batch_size", type=int, help="rows of an optimizer step, over all processes")
-    add("--accumulation", type=int, default=1, help="micro-batches a process makes of its share of them")
-    add("--max_steps", type=int, help="length of the run, in optimizer steps")
-    add("--epochs", type=float, help="or in passes over the data")
-    add("--max_minutes", type=float, help="or in minutes of training, with the schedule fitted to them")
-    add("--lr", type=float, help="peak learning rate; default: by the size of the model")
-    add("--schedule", default="linear", choices=("linear", "cosine", "constant"), help=SCHEDULES)
-    add("--warmup", type=float, default=0.06, help="share of the run")
-    add("--weight_decay", type=float, default=0.01, help="of matrices; biases and LayerNorms have none")
-    add("--beta1", type=float, default=0.9)
-    add("--beta2", type=float, default=0.98)
-    add("--eps", type=float, default=1e-6)
-    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no limit")
-    # machine
-    add("--seed", type=int, default=0, help="of the weights, the order, the masks and the dropout")
-    add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 where it is faster")
+    runtime.add_training_flags(p, beta2=0.98, eps=1e-6)
+    add = runtime.add_machine_flags(p)
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
-    add("--threads", type=int, help="CPU threads of the model; default: all cores")
-    # output
+    add = p.add_argument_group("output").add_argument
     add("--out_dir", help="default: out/MODEL")
     add("--overwrite", action="store_true", help="replace the run in out_dir")
-    add("--log_interval", type=int, help="steps")
-    add("--eval_interval", type=int, help="steps")
-    add("--save_interval", type=int, help="steps")
-    add("--eval_rows", type=int, default=1024, help="validation rows, evenly spaced; 0: all")
+    add("--log_interval", type=runtime.positive_int, help="steps; default: 100, on CUDA 50")
+    add("--eval_interval", type=runtime.positive_int, default=1000, help="steps")
+    add("--save_interval", type=runtime.positive_int, default=1000, help="steps")
+    add("--eval_rows", type=runtime.not_negative_int, default=1024,
+        help="validation rows, evenly spaced; 0: all")
     add("--dry_run", action="store_true", help="set up, take three steps, write no checkpoint")
     return p
 
 # -----------------------------------------------------------------------------
 # Setting up: whatever can be wrong with the input is found here, before anything is written
 
-LENGTHS = ("max_steps", "epochs", "max_minutes")
-# what a resumed run may not change
-FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")
-OUTPUTS = ("resume.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer_config.json",
-           "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")  # what a run may write into out_dir
-
 def parse_arguments(argv):
-    """-> args, and the state of the run to resume or None. What is not on the command line comes from that
-    run, or from the defaults of the device."""
+    """-> args; and the state of the run to resume, or None."""
     p = parser()
     args, state = p.parse_args(argv), None
     if args.init_from == "resume":
-        out_dir = args.out_dir or f"out/{args.model}"
-        state = load_state(out_dir)
-        before = state["args"] | {"out_dir": out_dir}  # it may have moved
-        p.set_defaults(**{name: value for name, value in before.items() if name not in LENGTHS})
-        args = p.parse_args(argv)
-        if all(getattr(args, name) is None for name in LENGTHS):
-            vars(args).update({name: before[name] for name in LENGTHS})
-        for name in FIXED:
-            if getattr(args, name) != before[name]:
-                raise ValueError(f"{args.out_dir} holds a run with --{name} {before[name]}, and "
-                                 f"{getattr(args, name)} does not go on with it")
-        args.init_from = before["init_from"]
-    if state is None and args.init_from != "scratch" and args.preset:
+        args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model}")
+    elif args.init_from != "scratch" and args.preset:
         raise ValueError("--preset: a checkpoint has its own size")
-    if args.vocab_size != p.get_default("vocab_size") and (
+    if p.given(args, ["vocab_size"]) and (
             args.init_from != "scratch" or args.tokenizer and args.tokenizer not in tokenizers.KINDS):
         raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
-    args.device = choose_device(args.device)
-    args.out_dir = args.out_dir or f"out/{args.model}"
-    length_given = any(getattr(args, name) is not None for name in LENGTHS)
-    for name, value in DEFAULTS[args.device.partition(":")[0]].items():
-        if getattr(args, name) is None and not (name in LENGTHS and length_given):
-            setattr(args, name, value[args.model] if isinstance(value, dict) else value)
-    if sum(getattr(args, name) is not None for name in LENGTHS) > 1:
-        raise ValueError("give one of --max_steps, --epochs and --max_minutes")
-    for name in ("lr", "layers", "batch_size", "accumulation", "seq_length", "vocab_size", "threads",
-                 "log_interval", "eval_interval", "save_interval", *LENGTHS):
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            raise ValueError(f"--{name} must be positive")
-    for name in ("clip", "weight_decay", "seed", "eval_rows", "sentence_weight"):
-        if not getattr(args, name) >= 0:
-            raise ValueError(f"--{name} must not be negative")
-    if args.sentence_weight != 1 and not SENTENCE_TASK[args.model]:
+    module = importlib.import_module(args.model)
+    if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
-    for name in ("mask_prob", "warmup", "beta1", "beta2"):
-        if not 0 < getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be between 0 and 1")
-    if args.dropout is not None and not 0 <= args.dropout < 1:
-        raise ValueError("--dropout must be at least 0 and less than 1")
-    starts_from = None if args.init_from == "scratch" else os.path.realpath(args.init_from)
-    if state is None and not args.dry_run and os.path.realpath(args.out_dir) == starts_from:
-        raise ValueError(f"--out_dir {args.out_dir} is --init_from, which would be lost: choose another")
-    if state is None and not args.overwrite and not args.dry_run and os.path.isdir(args.out_dir):
-        there = set(OUTPUTS) & set(os.listdir(args.out_dir))
-        if there:
-            resume = "go on with it by --init_from resume, " if "resume.pt" in there else ""
-            raise ValueError(f"{args.out_dir} holds a run already: {resume}choose another --out_dir, or "
-                             "replace it by --overwrite")
+    args.device = runtime.choose_device(args.device)
+    kind, length_given = args.device.partition(":")[0], runtime.check_length(args)
+    args.preset = args.preset or module.DEFAULT_PRESET[kind]
+    args.out_dir = args.out_dir or f"out/{args.model}"
+    for name, value in DEFAULTS[kind].items():
+        if getattr(args, name) is None and not (name in LENGTHS and length_given):
+            setattr(args, name, value)
+    runtime.check_disk("cache_dir", args.cache_dir)
+    if state is None and not args.dry_run:
+        runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args, state
 
 
-def choose_device(name):
-    """--device, checked; cuda if there is one."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, index = name.partition(":")
-    here = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    index = index if colon else "0"
-    if not index.isdecimal() or int(index) >= here.get(kind, 0):
-        raise ValueError(f"--device {name}: this machine has a cpu and {here['cuda']} cuda devices")
-    return name
+def resumed_arguments(p, argv, out_dir):
+    """What is not on the command line comes from the run in out_dir -> args, the state of that run."""
+    state = load_state(out_dir)
+    before = state["args"] | {"out_dir": out_dir}  # it may have moved
+    p.set_defaults(**{name: value for name, value in before.items() if name not in LENGTHS})
+    args = p.parse_args(argv)
+    if all(getattr(args, name) is None for name in LENGTHS):
+        vars(args).update({name: before[name] for name in LENGTHS})
+    for name in FIXED:
+        if getattr(args, name) != before[name]:
+            raise ValueError(f"{out_dir} holds a run with --{name} {before[name]}, and "
+                             f"{getattr(args, name)} does not go on with it")
+    args.init_from = before["init_from"]
+    return args, state
 
 
 def load_state(out_dir):
+    """The dict that save_state wrote. ValueError if there is none, or if it is damaged."""
     file = os.path.join(out_dir, "resume.pt")
     if not os.path.exists(file):
         raise ValueError(f"{out_dir} holds no run to resume: there is no {file}")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or not {"args", "config", "model", "optimizer", "step"} <= set(state):
+        raise ValueError(f"{file} is damaged: {runtime.first_line(error)}") from error
+    if not isinstance(state, dict) or not {"args", "config", "model", "optimizers", "step"} <= set(state):
         raise ValueError(f"{file} is not what this script wrote")
     return state
 
 
 def open_tokenizer(args, state):
     """-> a Tokenizer, or the kind of it to train. A checkpoint goes on with its own."""
-    name = args.tokenizer or TOKENIZER[args.model]
+    name = args.tokenizer or importlib.import_module(args.model).TOKENIZER
     if args.init_from == "scratch":
         return name if name in tokenizers.KINDS else tokenizers.load(name)
     own = tokenizers.load(args.out_dir if state else args.init_from)
@@ -212,106 +154,158 @@ def open_tokenizer(args, state):
     return own
 
 
-def open_data(args, state, control):
-    """-> {"train": Tokens, "val": Tokens}, tokenizer, folder. One process of a machine prepares the token
-    files; the others wait for it, or for its error."""
-    tokenizer, result = open_tokenizer(args, state), None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        try:
-            corpus = data.open_corpus(args.data, args.text_field)
-            validation = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
-            validation = validation and (validation.validation or validation)  # WikiText has a split for it
-            result = data.prepare(corpus, validation, tokenizer, args.vocab_size, args.cache_dir)
-        except (ValueError, OSError) as error:
-            result = error
-    results = [result]
-    if control:
-        results = [None] * dist.get_world_size()
-        dist.all_gather_object(results, result, group=control)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return *data.load(results[0]), results[0]
+def open_data(args, state, host):
+    """The token files, from the cache or made now -> {"train", "val": data.Tokens}, their tokenizer."""
+    def prepare():
+        tokenizer = open_tokenizer(args, state)
+        corpus = data.open_corpus(args.data, args.text_field)
+        val_corpus = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
+        return data.prepare(corpus, val_corpus, tokenizer, args.vocab_size, args.cache_dir)
+    folder = host.once(prepare)
+    splits, tokenizer = data.load(folder)
+    sizes = [len(splits[name].tokens) for name in ("train", "val")]
+    host.say(f"{folder}: {sizes[0]:,} training tokens, {sizes[1]:,} for validation, of "
+             f"{tokenizer.vocab_size:,} ids")
+    args.fingerprints = {"tokenizer": tokenizer.hash(), "data": folder.rpartition("-")[2]}
+    before = state["args"]["fingerprints"] if state else args.fingerprints
+    if before["tokenizer"] != args.fingerprints["tokenizer"]:
+        raise ValueError(f"{args.out_dir} was trained with another tokenizer than the flags give now")
+    if before["data"] != args.fingerprints["data"]:
+        raise ValueError(f"{args.out_dir} was trained on other text than the flags give now")
+    return splits, tokenizer
 
 
-def build_model(args, tokenizer, state):
+def open_model(args, tokenizer, state):
     """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
-    module = importlib.import_module(args.model)
-    changes = {} if args.dropout is None else {
-        field.name: args.dropout for field in fields(module.Config) if field.name.endswith("dropout_prob")}
-    if args.layers:
-        changes["num_hidden_layers"] = args.layers
     torch.manual_seed(args.seed)
+    module = importlib.import_module(args.model)
     if state:
         model = module.ForPreTraining(module.Config(**state["config"]))
-        model.load_state_dict(state.pop("model"))
-    elif args.init_from == "scratch":
-        model = module.ForPreTraining(fresh_config(module, args.preset, tokenizer, **changes))
+        model.load_state_dict(state["model"])
     else:
-        model = module.ForPreTraining.from_pretrained(args.init_from, **changes)
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
-    positions = longest_row(model)
-    if args.seq_length > positions:
-        raise ValueError(f"--seq_length {args.seq_length} is more than the model's {positions} positions")
-    return model.train()
-
-
-def fresh_config(module, preset, tokenizer, **changes):
-    if preset not in module.PRESETS:
-        raise ValueError(f"no preset {preset}; {module.__name__}.py has {', '.join(module.PRESETS)}")
-    return module.Config(**{**module.PRESETS[preset], "vocab_size": tokenizer.vocab_size,
-                            "pad_token_id": tokenizer.pad_id, **changes})
-
-
-def longest_row(model):
-    """In tokens. RoBERTa's positions begin after that of the padding."""
-    config, roberta = model.config, type(model).__module__ == "roberta"
-    return config.max_position_embeddings - (config.pad_token_id + 1 if roberta else 0)
-
-
-def pick_dtype(device):
-    """bfloat16 if this machine multiplies matrices at least 1.5 times as fast in it."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        a @ b
-        tries = []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ b
-            tries.append(time.perf_counter() - start)
-        seconds[dtype] = min(tries)
-    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
-
-
-def make_optimizer(model, args):
-    """AdamW; weight decay on matrices and embeddings only. What is frozen has no place in it."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
-    groups = [dict(params=matrices, weight_decay=args.weight_decay), dict(params=vectors, weight_decay=0.0)]
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
+        layers = {"num_hidden_layers": args.layers} if args.layers else {}
+        model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **layers)
+    if args.seq_length > model.config.longest_row:
+        raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
+                         f"{model.config.longest_row} positions")
+    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors, and
+    # the last ones stay until the next are there.
+    runtime.check_disk("out_dir", args.out_dir, 32 * sum(p.numel() for p in model.parameters()))
+    if args.lr is None:
+        args.lr = default_lr(model.config) if args.init_from == "scratch" else 5e-5
+    return model
 
 
 def default_lr(config):
     """With post-LN a rate that is too high ends at the unigram line: the deeper and wider, the lower."""
     if config.num_hidden_layers == 1:
-        return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # ALBERT takes less
+        return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
     return 5e-4 if config.hidden_size <= 512 else 1e-4
 
 
-def learning_rate(args, progress):
-    """progress: the share of the run that is over, 0 to 1."""
-    if progress < args.warmup:
-        return args.lr * progress / args.warmup
-    after = min(1.0, (progress - args.warmup) / (1 - args.warmup))
-    if args.schedule == "linear":
-        return args.lr * (1 - after)
-    if args.schedule == "cosine":
-        return args.lr * 0.5 * (1 + math.cos(math.pi * after))
-    return args.lr * min(1.0, (1 - after) / 0.2)
+def open_rows(args, splits, tokenizer, host):
+    """-> data.Rows of the training and of the validation text."""
+    task = importlib.import_module(args.model).SENTENCE_TASK
+    if args.batch_size % (args.accumulation * host.world):
+        raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
+                         f"micro-batches on each of {host.world} processes")
+    rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
+    val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
+    if len(rows) < args.batch_size:
+        raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
+                         f"of {args.batch_size}")
+    if task == "nsp" and rows.pairs(0)[2].mean() < 0.3:
+        raise ValueError(f"{' '.join(args.data)} has too few documents to pair sentences of different ones, "
+                         "as BERT's second task does; put blank lines between documents, or take RoBERTa")
+    if task == "nsp" and val_rows.pairs(0)[2].mean() < 0.3:
+        host.say("the validation text has too few documents to pair sentences of different ones: its nsp "
+                 "accuracy says little")
+    return rows, val_rows
+
+
+def validation_batches(args, rows, host):
+    """-> the batches of --eval_rows rows, and the entropy of all validation targets' own frequencies."""
+    chosen = np.arange(len(rows))
+    labels = [rows.batch(part)["labels"].ravel() for part in np.array_split(chosen, -(-len(rows) // 256))]
+    if 0 < args.eval_rows < len(rows):
+        chosen = np.linspace(0, len(rows) - 1, args.eval_rows).astype(int)
+    micro = args.batch_size // (args.accumulation * host.world)
+    batches = [rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
+    if not sum(map(count_targets, batches)):
+        raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
+    return batches, data.unigram_nats(np.concatenate(labels))
+
+
+def count_targets(batch):
+    return int((batch["labels"] != -100).sum())
+
+# -----------------------------------------------------------------------------
+# What a step is made of
+
+def make_optimizers(model, args):
+    """A list of optimizers. Every group keeps the rate that it has here as the peak of its schedule."""
+    decayed = [p for p in model.parameters() if p.dim() >= 2]  # matrices and embeddings
+    others = [p for p in model.parameters() if p.dim() < 2]    # biases and LayerNorms
+    groups = [dict(params=decayed, weight_decay=args.weight_decay), dict(params=others, weight_decay=0.0)]
+    return [torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)]
+
+
+def restore(optimizers, state, host):
+    """Give fresh optimizers the moments of the run to resume; rates and other options are what the flags say
+    now. -> step, seconds of training, and what each step since the last line of the log gave."""
+    if not state:
+        return 0, 0.0, []
+    sizes = lambda groups: [len(group["params"]) for group in groups]
+    if ([sizes(optimizer.param_groups) for optimizer in optimizers]
+            != [sizes(saved["param_groups"]) for saved in state["optimizers"]]):
+        raise ValueError("the run to resume had other optimizers than make_optimizers makes now")
+    for optimizer, saved in zip(optimizers, state["optimizers"]):
+        options = [{name: value for name, value in group.items() if name != "params"}
+                   for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved)
+        for group, option in zip(optimizer.param_groups, options):
+            group.update(option)
+    return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
+
+
+def mask_rate(args, progress):
+    """The share of the tokens to predict. A rate that changes over the run, of which progress is over (0 to
+    1), goes here."""
+    return args.mask_prob
+
+
+def read_batches(rows, step, progress, args, host):
+    """The micro-batches of this process in a step: arrays, of which rows.batch has the shapes."""
+    micro = args.batch_size // (args.accumulation * host.world)
+    first = step * args.batch_size + host.rank * micro * args.accumulation
+    return [rows.batch(np.arange(first, first + micro) + i * micro, mask_rate(args, progress), args.mask_unit)
+            for i in range(args.accumulation)]
+
+
+def weighted(parts, targets, rows):
+    """The means of a batch, times its targets and its rows: as numbers, or as shares of a whole step. -> a
+    tensor [MLM loss, masked accuracy, sentence loss, sentence accuracy], to be summed over batches."""
+    mlm_loss, mlm_accuracy = parts["mlm_loss"].float(), parts["mlm_accuracy"]
+    if not targets:  # a mean over no targets is NaN
+        mlm_loss, mlm_accuracy = mlm_loss.nan_to_num(), mlm_accuracy.nan_to_num()
+    zero = torch.zeros_like(mlm_loss)
+    return torch.stack([mlm_loss * targets, mlm_accuracy * targets,
+                        parts.get("sentence_loss", zero).float() * rows,
+                        parts.get("sentence_accuracy", zero) * rows])
+
+
+@torch.no_grad()
+def evaluate(model, batches, host):
+    """-> validation loss, masked accuracy, sentence loss, sentence accuracy: means over all targets."""
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=host.device)
+    for batch in batches[host.rank::host.world]:
+        with host.autocast(batch["input_ids"].shape[1]):
+            _, parts = model(**host.to_device(batch))
+        sums += weighted(parts, count_targets(batch), len(batch["labels"]))
+    model.train()
+    n_targets, n_rows = sum(map(count_targets, batches)), sum(len(batch["labels"]) for batch in batches)
+    return (host.sum(sums) / torch.tensor([n_targets] * 2 + [n_rows] * 2, device=host.device)).tolist()
 
 
 def flops_per_token(config, seq_length, masked):
@@ -323,464 +317,252 @@ def flops_per_token(config, seq_length, masked):
     return 6 * (weights + head) + 12 * layers * H * seq_length
 
 # -----------------------------------------------------------------------------
+# What a run leaves and says
+
+def open_log(args, state, host, tokenizer):
+    """-> runtime.Log; out_dir then holds the tokenizer, and nothing that the run before left. A run to resume
+    goes on with its log."""
+    log = runtime.Log(args, host)
+    if log.writes and not state:
+        os.makedirs(args.out_dir, exist_ok=True)
+        runtime.remove_outputs(args.out_dir)
+        runtime.save_files(args.out_dir, tokenizer.save)
+    elif log.writes:
+        with open(log.file, encoding="utf-8") as f:
+            lines = [json.loads(line) for line in f if line.endswith("\n")]  # SIGKILL may leave half a line
+        def write(folder):  # without what came after the step that was saved
+            with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
+                f.writelines(json.dumps(line) + "\n" for line in lines
+                             if line.get("step", 0) <= state["step"] and "final" not in line)
+        runtime.save_files(args.out_dir, write)
+    return log
+
+
+def save(args, host, model, optimizers, step, elapsed, history):
+    """The checkpoint, and in resume.pt all that resuming needs: one file, so that at no moment parts of two
+    steps lie there."""
+    history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 5)
+    def write(folder):
+        torch.save({"args": vars(args), "config": asdict(model.config), "model": model.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "step": step, "elapsed": elapsed, "history": history}, os.path.join(folder, "resume.pt"))
+        model.save_pretrained(folder)
+    if host.rank == 0 and not args.dry_run:
+        runtime.save_files(args.out_dir, write)
+
+
+def check_finite(values, step, saved_step):
+    """values (n, 5) of the n steps up to `step`; Stop where a loss or a gradient is not finite."""
+    finite = values.isfinite().all(1).tolist()
+    if not all(finite):
+        bad = step - len(finite) + 1 + finite.index(False)
+        kept = f"what was saved at step {saved_step} is kept" if saved_step else "nothing had been saved"
+        raise runtime.Stop(f"the loss or its gradient is not finite at step {bad}; {kept}; try a lower --lr",
+                           2)
+    return values
+
+
+class Report:
+    """The lines of a run: the same numbers on the screen and in log.jsonl."""
+
+    def __init__(self, args, state, host, model, rows, unigram, step, elapsed, max_steps, log):
+        self.args, self.host, self.log, self.task = args, host, log, rows.task
+        self.unigram, self.max_steps = unigram, max_steps
+        self.last_step, self.last_time = step, elapsed  # of the last line
+        n_parameters = sum(p.numel() for p in model.parameters())
+        if state:
+            host.say(f"resuming {args.out_dir} at step {step:,}")
+            changed = {name: value for name, value in vars(args).items() if value != state["args"].get(name)}
+            if changed:
+                log.write(resumed_at=step, **changed)
+        else:
+            log.write(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=host.world,
+                      torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
+        length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
+        host.say(f"{n_parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
+                 f"{args.seq_length} tokens, {len(rows):,} rows an epoch\n"
+                 f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss "
+                 "below it.")
+        masked = max(1, round(args.mask_prob * rows.width))
+        self.flops, self.peak = flops_per_token(model.config, args.seq_length, masked), None
+        if host.device.type == "cuda" and args.dtype == "bfloat16":  # MFU, on the GPUs of the table
+            gpu = torch.cuda.get_device_name(host.device).replace("-", " ")
+            self.peak = next((PEAK[name] for name in PEAK if re.search(rf"\b{name}\b", gpu)), None)
+
+    def tokens(self, steps):
+        return steps * self.args.batch_size * self.args.seq_length
+
+    def pause(self, seconds):
+        """Evaluating and saving do not count for the speed."""
+        self.last_time += seconds
+
+    def training(self, step, means, progress, elapsed):
+        """means over the steps since the last line; elapsed in seconds."""
+        loss, accuracy, sentence_loss, sentence_accuracy, norm = means
+        sentence = dict(sentence_loss=sentence_loss, sentence_accuracy=sentence_accuracy) if self.task else {}
+        lr, tokens = runtime.learning_rate(self.args.lr, progress, self.args), self.tokens(step)
+        step_seconds = (elapsed - self.last_time) / (step - self.last_step)
+        speed, self.last_step, self.last_time = self.tokens(1) / step_seconds, step, elapsed
+        left = (self.max_steps - step) * step_seconds if self.max_steps else (
+            60 * self.args.max_minutes - elapsed)
+        mfu = f" | mfu {100 * self.flops * speed / self.host.world / self.peak:.1f}%" if self.peak else ""
+        self.log.write(
+            f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {loss:.3f} | masked acc {accuracy:.3f}"
+            + (f" | {self.task} acc {sentence_accuracy:.3f}" if self.task else "") + f" | lr {lr:.2e} | norm "
+            f"{norm:5.2f} | {speed:,.0f} tok/s{mfu} | {runtime.clock(max(0, left))} left",
+            step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy, **sentence, lr=lr, grad_norm=norm,
+            tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
+
+    def validation(self, step, means, elapsed, val=None):
+        """val: at the end the data.Tokens of the validation text, for the loss per byte, which does not
+        depend on the tokenizer."""
+        loss, accuracy, _, sentence_accuracy = means
+        if val and not math.isfinite(loss):
+            raise runtime.Stop(f"the validation loss is not finite; {self.args.out_dir} holds the weights", 2)
+        sentence = dict(val_sentence_accuracy=sentence_accuracy) if self.task else {}
+        line = dict(step=step, tokens=self.tokens(step), val_loss=loss, val_masked_accuracy=accuracy,
+                    **sentence, elapsed_s=round(elapsed, 1))
+        gap, side = abs(self.unigram - loss), "under" if loss <= self.unigram else "above"
+        text = (f"validation loss {loss:.3f} nats, {gap:.3f} {side} the unigram line, masked acc {accuracy:.3f}"
+                + (f", {self.task} acc {sentence_accuracy:.3f}" if self.task else ""))
+        if not val:
+            return self.log.write(f"step {step:6,} | {text}", **line)
+        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * len(val.tokens) / val.bytes)
+        self.log.write(f"\nfinal, after {step:,} steps, {line['tokens'] / 1e6:.2f} M tokens and "
+                       f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
+                       f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)
+
+
+@torch.no_grad()
+def show_fills(model, rows, tokenizer, host):
+    """Print eight masks from validation text, each alone in its row, and what the model puts there."""
+    print("\neight masks in held-out text, [truth] in place, and the model's three best:")
+    batch = rows.batch(np.linspace(0, len(rows) - 1, 8).astype(int))
+    batch = {name: array[(batch["labels"] != -100).all(1)] for name, array in batch.items()}
+    ids, position = batch["input_ids"], batch["positions"][:, batch["positions"].shape[1] // 2, None]
+    np.put_along_axis(ids, batch["positions"], batch["labels"], 1)  # the text as it was
+    truths = np.take_along_axis(ids, position, 1)
+    inputs = {name: batch[name] for name in ("input_ids", "token_type_ids") if name in batch}
+    np.put_along_axis(inputs["input_ids"], position, tokenizer.mask_id, 1)
+    logits, _ = model.eval().forward(**host.to_device(inputs | {"positions": position}))
+    p, best = logits[:, 0, :tokenizer.vocab_size].float().softmax(-1).topk(3)
+    for row, at, [truth], row_p, row_best in zip(ids, position[:, 0], truths, p.tolist(), best.tolist()):
+        before = tokenizer.decode(row[max(1, at - 12):at].tolist())
+        after = tokenizer.decode(row[at + 1:at + 9].tolist()).strip()
+        word, verdict = tokenizer.decode([truth]).strip(), "right" if row_best[0] == truth else "wrong"
+        guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for i, x in zip(row_best, row_p))
+        print(f"  {verdict}  ...{before} [{word}] {after}...\n         {guesses}")
+
+
+def warm_up(parallel, batch, args, host):
+    """Compiling takes minutes: before the clock starts, and before an old run is overwritten."""
+    host.say("compiling ...")
+    with host.autocast(args.seq_length):
+        _, parts = parallel(**host.to_device(batch))
+    weighted(parts, 1.0, 1.0).sum().backward()
+    parallel.zero_grad(set_to_none=True)
+
+# -----------------------------------------------------------------------------
 # Training
 
-class Stop(Exception):
-    """The run ends before its time. The arguments: a message and the exit status."""
-
-
-@contextmanager
-def computing(device, dtype, length):
-    """The context of a forward pass of rows of `length` tokens: its precision, its attention kernel.
-
-    On the CPU in bfloat16 PyTorch's fused kernel takes up to five times as long, backward, as plain matrix
-    products, until the rows are long. And it computes those in float32 unless told that bfloat16 will do,
-    by a setting that is called cuda's and is the CPU's, too. Measured: 32 rows, 4 heads of 64, forward and
-    backward, 64 tokens: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; at 256 tokens they draw.
-    """
-    with torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"):
-        if device.type != "cpu" or dtype != "bfloat16":
-            yield
-            return
-        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        try:
-            with sdpa_kernel(SDPBackend.MATH) if length < 256 else nullcontext():
-                yield
-        finally:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
-
-
-def weigh(parts, per_target, per_row):
-    """The parts of a loss, weighted: [MLM loss, masked accuracy, sentence loss, sentence accuracy]."""
-    zero = torch.zeros((), device=parts["mlm_loss"].device)
-    if not per_target:  # no targets, of which the means are not numbers
-        parts = parts | {name: parts[name].nan_to_num() for name in ("mlm_loss", "mlm_accuracy")}
-    return torch.stack([parts["mlm_loss"].float() * per_target, parts["mlm_accuracy"] * per_target,
-                        parts.get("sentence_loss", zero).float() * per_row,
-                        parts.get("sentence_accuracy", zero) * per_row])
-
-
-def to_device(batch, device):
-    batch = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if device.type == "cuda":
-        batch = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
-    return batch
-
-
-@torch.no_grad()
-def evaluate(model, batches, amp, device, rank, world):
-    """-> [MLM loss, masked accuracy, sentence loss, sentence accuracy], means over all targets."""
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for batch in batches[rank::world]:
-        with amp(batch["input_ids"].shape[1]):
-            _, parts = model(**to_device(batch, device))
-        sums += weigh(parts, int((batch["labels"] != -100).sum()), len(batch["labels"]))
-    model.train()
-    if world > 1:
-        dist.all_reduce(sums)
-    targets = sum(int((batch["labels"] != -100).sum()) for batch in batches)
-    n_rows = sum(len(batch["labels"]) for batch in batches)
-    return (sums / torch.tensor([targets, targets, n_rows, n_rows], device=device)).tolist()
-
-
-@torch.no_grad()
-def show_fills(model, rows, tokenizer, device):
-    """Print eight masks from validation text, each alone in its row, and what the model puts there."""
-    model.eval()
-    for row in np.linspace(0, len(rows) - 1, 8).astype(int):
-        batch = rows.batch([row])
-        ids, masked = batch["input_ids"].copy(), batch["labels"] != -100
-        if not masked.any():
-            continue
-        positions = batch["positions"][masked]
-        ids[0, positions] = batch["labels"][masked]  # the text as it was
-        position = int(positions[len(positions) // 2])
-        truth = int(ids[0, position])
-        around = [tokenizer.decode(ids[0, max(1, position - 12):position].tolist()),
-                  tokenizer.decode(ids[0, position + 1:position + 9].tolist())]
-        ids[0, position] = tokenizer.mask_id
-        types = {"token_type_ids": torch.from_numpy(batch["token_type_ids"]).to(device)} if rows.task else {}
-        ids, position = torch.from_numpy(ids).to(device), torch.tensor([[position]], device=device)
-        logits, _ = model.forward(ids, position, **types)  # forward: nothing is compiled for eight rows
-        p, best = logits[0, 0, :tokenizer.vocab_size].float().softmax(-1).topk(3)
-        guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for x, i in zip(p.tolist(), best.tolist()))
-        word = tokenizer.decode([truth]).strip()
-        print(f"  {'right' if best[0] == truth else 'wrong'}  ...{around[0]} [{word}] {around[1].strip()}...")
-        print(f"         {guesses}")
-    model.train()
-
-
-def check_disk(out_dir, needed):
-    """OSError if the disk has no room for that many bytes, what is in out_dir now included."""
-    needed -= sum(entry.stat().st_size for entry in os.scandir(out_dir)) if os.path.isdir(out_dir) else 0
-    folder = os.path.abspath(out_dir)
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(f"{out_dir}: checkpoints need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
-
-
-def save_state(file, state):
-    """All that resuming needs in one file, so that at no moment parts of two steps lie there."""
-    try:
-        with open(file + ".tmp", "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        os.remove(file + ".tmp")
-        raise OSError(f"{file} could not be written, the disk may be full; what was saved before is kept "
-                      f"({str(error).splitlines()[0]})") from error
-    os.replace(file + ".tmp", file)
-
-
-def train(args, state, device, rank, world, control):
-    """control: a group of all processes for what the CPU has to agree on; None if there is one process."""
-    # data and model
-    splits, tokenizer, folder = open_data(args, state, control)
-    if state and state["tokenizer"] != tokenizer.hash():
-        raise ValueError(f"{args.out_dir} was trained with another tokenizer than the flags give now")
-    if state and state["data"].rpartition("-")[2] != folder.rpartition("-")[2]:  # the path may be another
-        raise ValueError(f"{args.out_dir} was trained on other text than the flags give now")
-    model = build_model(args, tokenizer, state)
-    if args.batch_size % (args.accumulation * world):
-        raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
-                         f"micro-batches on each of {world} processes")
-    micro = args.batch_size // (args.accumulation * world)  # rows of one forward pass
-    task = SENTENCE_TASK[args.model]
-    rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
-    val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
-    if len(rows) < args.batch_size:
-        raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
-                         f"of {args.batch_size}")
-    if task == "nsp" and rows.pairs(0)[2].mean() < 0.3:
-        raise ValueError(f"{' '.join(args.data)} has too few documents to pair sentences of different ones, "
-                         "as BERT's second task does; put blank lines between documents, or take RoBERTa")
-    chosen = np.arange(len(val_rows))
-    if 0 < args.eval_rows < len(val_rows):
-        chosen = np.linspace(0, len(val_rows) - 1, args.eval_rows).astype(int)
-    val_batches = [val_rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
-    labels = np.concatenate([batch["labels"].ravel() for batch in val_batches])
-    if (labels == -100).all():
-        raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
-    unigram = data.unigram_nats(labels)
-
-    # machine
-    dtype = [args.dtype or pick_dtype(device)]
-    if world > 1:  # a measurement, and all must take the same
-        dist.broadcast_object_list(dtype, group=control)
-    args.dtype = dtype[0]
-    args.compile = device.type == "cuda" if args.compile is None else args.compile
-    max_steps = args.max_steps
+def train(args, state, host):
+    """state: of the run to resume, or None."""
+    origin = f"{args.preset} from scratch" if args.init_from == "scratch" else f"from {args.init_from}"
+    host.say(f"{args.model}, {origin}; {host.describe()}; text: {' '.join(args.data)}")
+    splits, tokenizer = open_data(args, state, host)
+    model = open_model(args, tokenizer, state).to(host.device)
+    rows, val_rows = open_rows(args, splits, tokenizer, host)
+    val_batches, unigram = validation_batches(args, val_rows, host)
+    optimizers = make_optimizers(model, args)
+    step, elapsed, history = restore(optimizers, state, host)
+    max_steps = args.max_steps  # None where the run is measured in minutes
     if args.epochs:
         max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
-    n_parameters = sum(p.numel() for p in model.parameters())
-    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages), 4 in model.safetensors, and
-    # 12 more while the next resume.pt is written beside the last.
-    check_disk(args.out_dir, 28 * n_parameters)
-    model.to(device)
-    args.lr = args.lr or (default_lr(model.config) if args.init_from == "scratch" else 5e-5)
-    optimizer = make_optimizer(model, args)
-    step, before, smoothed = 0, 0.0, None  # before: seconds of training in earlier runs
-    if state:
-        flags = [{name: value for name, value in group.items() if name != "params"}
-                 for group in optimizer.param_groups]
-        optimizer.load_state_dict(state.pop("optimizer"))
-        for group, values in zip(optimizer.param_groups, flags):
-            group.update(values)  # what the flags say now, not what they said then
-        step, before, smoothed = state["step"], state["elapsed"], state["smoothed"]
-    if args.compile:
-        model.compile()  # in place: the names of the parameters stay
-    parallel = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    amp = partial(computing, device, args.dtype)
-
-    writes = rank == 0 and not args.dry_run
-    log_file = os.path.join(args.out_dir, "log.jsonl")
-
-    def open_out_dir():
-        os.makedirs(args.out_dir, exist_ok=True)
-        if state:
-            return keep_lines(log_file, step)
-        for name in OUTPUTS:
-            if os.path.exists(os.path.join(args.out_dir, name)):
-                os.remove(os.path.join(args.out_dir, name))
-        with tempfile.TemporaryDirectory(dir=args.out_dir) as folder:
-            tokenizer.save(folder)
-            for name in os.listdir(folder):
-                os.replace(os.path.join(folder, name), os.path.join(args.out_dir, name))
-
-    def log(**line):
-        if writes:
-            with open(log_file, "a", encoding="utf-8") as f:
-                f.write(json.dumps(line) + "\n")
-
-    def save():
-        if writes:
-            save_state(os.path.join(args.out_dir, "resume.pt"), {
-                "config": asdict(model.config), "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(), "step": step,
-                "elapsed": before + time.time() - start, "smoothed": smoothed, "args": vars(args),
-                "tokenizer": tokenizer.hash(), "data": os.path.basename(folder)})
-            model.save_pretrained(args.out_dir)
-
-    say = print if rank == 0 else lambda *a, **k: None
-    origin = args.preset if args.init_from == "scratch" else args.init_from
-    say(f"{args.model} {origin}: {n_parameters / 1e6:.1f} M parameters, {tokenizer.vocab_size:,} token ids")
-    say(f"{' '.join(args.data)}: {len(splits['train'].tokens):,} training tokens, "
-        f"{len(splits['val'].tokens):,} for validation, in {folder}")
-    say(f"{device}, {args.dtype}{', compiled' if args.compile else ''}, {torch.get_num_threads()} threads"
-        + (f", {world} processes" if world > 1 else ""))
-    length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
-    say(f"{length}; steps of {args.batch_size} rows of {args.seq_length} tokens, {len(rows):,} rows an epoch")
-    say(f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss below it.")
-    if state:
-        say(f"resuming {args.out_dir} at step {step:,}")
-
-    def read_batches(step):
-        """The micro-batches of this process for a step."""
-        first = step * args.batch_size + rank * micro * args.accumulation
-        return [rows.batch(np.arange(first, first + micro) + i * micro, args.mask_prob, args.mask_unit)
-                for i in range(args.accumulation)]
-
-    if task == "nsp" and val_rows.pairs(0)[2].mean() < 0.3:
-        say("the validation text has too few documents to pair sentences of different ones: its nsp accuracy "
-            "says little")
-
-    if args.compile:  # before the clock starts, and before an old run is overwritten
-        say("compiling ...", flush=True)
-        with amp(args.seq_length):
-            _, parts = parallel(**to_device(read_batches(step)[0], device))
-        weigh(parts, 1.0, 1.0).sum().backward()
-        optimizer.zero_grad(set_to_none=True)
-    if writes:
-        open_out_dir()
-    if not state:
-        log(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=world,
-            torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
-    else:
-        changed = {name: value for name, value in vars(args).items() if value != state["args"].get(name)}
-        if changed:
-            log(resumed_at=step, **changed)
-
-    caught = catch_signals()
-
-    masked = max(1, round(args.mask_prob * rows.width))
-    flops = flops_per_token(model.config, args.seq_length, masked)
-    peak = None  # for MFU, on the GPUs of the table
-    if device.type == "cuda" and args.dtype == "bfloat16":
-        gpu = torch.cuda.get_device_name(device).replace("-", " ")
-        peak = next((PEAK[name] for name in PEAK if re.search(rf"\b{name}\b", gpu)), None)
     if args.dry_run:
         max_steps = step + 3
+    if args.compile:
+        model.compile()  # in place: the names of the parameters stay
+    parallel = host.wrap(model)
+    if args.compile:
+        warm_up(parallel, read_batches(rows, step, 0.0, args, host)[0], args, host)
+    log = open_log(args, state, host, tokenizer)
+    report = Report(args, state, host, model, rows, unigram, step, elapsed, max_steps, log)
 
-    start = shown_at = time.time()
-    shown_step = saved_step = step
-    history = []  # of the steps since the last look, as a look has to wait for the GPU
-
-    def look():
-        """-> [MLM loss, masked accuracy, sentence loss, sentence accuracy, gradient norm], mean loss."""
-        values = torch.stack(history)
-        history.clear()
-        if world > 1:
-            dist.all_reduce(values)
-            values /= world
-        finite = values.isfinite().all(1).tolist()
-        if not all(finite):
-            first = step - len(finite) + 1 + finite.index(False)
-            kept = f"what was saved at step {saved_step} is kept" if saved_step else "nothing had been saved"
-            raise Stop(f"the loss or its gradient is not finite at step {first}; {kept}; try a lower --lr", 2)
-        return values[-1].tolist(), values[:, 0].mean().item()
-
-    reader = ThreadPoolExecutor(1)
-    upcoming = reader.submit(read_batches, step)
+    host.catch_signals()  # from now on Ctrl-C lets the step end and saves
+    start, saved_step = time.time() - elapsed, step
+    reader = ThreadPoolExecutor(1)  # reads the batches of the next step while this one computes
+    progress = runtime.progress(step, elapsed, max_steps, args)
+    upcoming = reader.submit(read_batches, rows, step, progress, args, host)
     while True:
         batches = upcoming.result()
-        upcoming = reader.submit(read_batches, step + 1)
-        targets = [int((batch["labels"] != -100).sum()) for batch in batches]
-        shared = [sum(targets), len(caught), before + time.time() - start if rank == 0 else 0.0]
-        if world > 1:  # every process must stop at the same step and divide by the same number
-            shared = torch.tensor(shared, dtype=torch.float64)
-            dist.all_reduce(shared, group=control)
-            shared = shared.tolist()
-        all_targets, stop, elapsed = shared
-        progress = (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
-        if stop or progress >= 1:
+        n_targets = [count_targets(batch) for batch in batches]
+        # every process divides by the same number of targets, and stops at the same step
+        all_targets, signals, elapsed = host.total(sum(n_targets), len(host.signals),
+                                                   (time.time() - start) / host.world)
+        progress = runtime.progress(step, elapsed, max_steps, args)
+        if signals or progress >= 1:
             break
+        upcoming = reader.submit(read_batches, rows, step + 1,
+                                 runtime.progress(step + 1, elapsed, max_steps, args), args, host)
 
-        lr = learning_rate(args, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        # for dropout; 32 bits, as the CPU's generator takes no more
-        torch.manual_seed(int(data.random_numbers(args.seed, data.DROPOUT, step, rank).integers(2**32)))
-        sums = torch.zeros(4, device=device)
-        for i, batch in enumerate(batches):
-            with parallel.no_sync() if world > 1 and i < len(batches) - 1 else nullcontext():
-                with amp(args.seq_length):
-                    _, parts = parallel(**to_device(batch, device))
-                # A sum over the targets, divided once by their number in the whole step, whatever the
-                # micro-batches and processes. DDP takes a mean over the processes, hence the factor world.
-                weighed = weigh(parts, targets[i] * world / max(1, all_targets),
-                                micro * world / args.batch_size)
-                (weighed[0] + args.sentence_weight * weighed[2]).backward()
-                sums += weighed.detach()
+        # forward and backward, in micro-batches. Each adds its share of the sum over all targets, so that the
+        # step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
+        runtime.set_learning_rates(optimizers, progress, args)
+        torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))
+        sums = torch.zeros(4, device=host.device)
+        for batch, n in zip(batches, n_targets):
+            with host.sync(parallel, last=batch is batches[-1]):
+                with host.autocast(args.seq_length):
+                    _, parts = parallel(**host.to_device(batch))
+                shares = weighted(parts, n / max(1, all_targets), len(batch["labels"]) / args.batch_size)
+                loss = shares[0] + args.sentence_weight * shares[2]
+                (loss * host.world).backward()
+            sums += shares.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
-        history.append(torch.cat([sums, norm.detach().reshape(1)]))
+        history.append(torch.cat([sums, norm.detach().reshape(1) / host.world]))
 
+        # now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.
         log_due = step % args.log_interval == 0 or step == 1 or step == max_steps
-        eval_due, save_due = step % args.eval_interval == 0, step % args.save_interval == 0
-        if not (log_due or eval_due or save_due):
-            continue
-        (loss, accuracy, sentence_loss, sentence_accuracy, norm), mean = look()
-        now = time.time()
-        elapsed, speed = before + now - start, tokens_between(shown_step, step, args) / (now - shown_at)
-        if log_due:
-            smoothed = mean if smoothed is None else 0.7 * smoothed + 0.3 * mean
-            left = max(0, 60 * args.max_minutes - elapsed) if args.max_minutes else (
-                (max_steps - step) * (now - shown_at) / (step - shown_step))
-            mfu = f" mfu {100 * flops * speed / world / peak:.1f}%" if peak else ""
-            sentence = f" {task} {sentence_accuracy:.2f}" if task else ""
-            tokens = tokens_between(0, step, args)
-            say(f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {smoothed:.3f} | masked acc "
-                f"{accuracy:.3f}{sentence} | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s{mfu} | "
-                f"{clock(left)} left", flush=True)
-            log(step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy,
-                **({"sentence_loss": sentence_loss, "sentence_accuracy": sentence_accuracy} if task else {}),
-                lr=lr, grad_norm=norm, tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
-            shown_at, shown_step = time.time(), step
-        if eval_due and step != max_steps:
-            loss, accuracy, _, sentence_accuracy = evaluate(model, val_batches, amp, device, rank, world)
-            sentence = f", {task} accuracy {sentence_accuracy:.3f}" if task else ""
-            say(f"step {step:6,} | validation loss {loss:.3f} ({loss - unigram:+.3f} from the unigram line), "
-                f"masked accuracy {accuracy:.3f}{sentence}", flush=True)
-            log(step=step, val_loss=loss, val_masked_accuracy=accuracy,
-                **({"val_sentence_accuracy": sentence_accuracy} if task else {}))
-            shown_at, shown_step = time.time(), step
-        if save_due:
-            save()
-            saved_step = step
-            shown_at, shown_step = time.time(), step
-    reader.shutdown(cancel_futures=True)
-    if history:
-        look()
+        eval_due = step % args.eval_interval == 0 and step != max_steps
+        save_due = step % args.save_interval == 0
+        if log_due or eval_due or save_due:
+            values = check_finite(host.sum(torch.stack(history)), step, saved_step)
+            elapsed = time.time() - start
+            if log_due:
+                report.training(step, values.mean(0).tolist(), progress, elapsed)
+                history = []
+            if eval_due:
+                report.validation(step, evaluate(model, val_batches, host), elapsed)
+            if save_due:
+                save(args, host, model, optimizers, step, elapsed, history)
+                saved_step = step
+            report.pause(time.time() - start - elapsed)
 
-    if stop:
-        save()
+    if history:
+        check_finite(host.sum(torch.stack(history)), step, saved_step)
+    elapsed = time.time() - start
+    save(args, host, model, optimizers, step, elapsed, history)
+    if signals:
         kept = "nothing was written" if args.dry_run else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
-        raise Stop(f"stopped at step {step:,}; {kept}", 128 + (caught or [signal.SIGTERM])[0])
-    save()
-    loss, accuracy, _, sentence_accuracy = evaluate(model, val_batches, amp, device, rank, world)
-    if not math.isfinite(loss):
-        raise Stop(f"the validation loss is not finite; {args.out_dir} holds the weights", 2)
-    perplexity = math.exp(min(loss, 700.0))
-    nats_per_byte = loss * len(splits["val"].tokens) / splits["val"].bytes
-    elapsed = before + time.time() - start
-    tokens = tokens_between(0, step, args)
-    sentence = {"val_sentence_accuracy": sentence_accuracy} if task else {}
-    log(final=True, step=step, val_loss=loss, perplexity=perplexity, masked_accuracy=accuracy, **sentence,
-        nats_per_byte=nats_per_byte, tokens=tokens, elapsed_s=round(elapsed, 1))
-    say(f"\nfinal, after {step:,} steps, {tokens / 1e6:.2f} M tokens and {clock(elapsed)}:")
-    say(f"  validation loss {loss:.3f} nats a masked token, {unigram - loss:.3f} under the unigram line of "
-        f"{unigram:.3f}")
-    say(f"  perplexity {perplexity:.2f}, masked accuracy {accuracy:.3f}, {nats_per_byte:.3f} nats a byte"
-        + (f", {task} accuracy {sentence_accuracy:.3f}" if task else ""))
-    if rank == 0:
-        print("\neight masks in held-out text, [truth] in place, and the model's three best:")
-        show_fills(model, val_rows, tokenizer, device)
-        if writes:
-            of_code = args.data == ["pydoc"]
-            text = "The function returns a {} of integers." if of_code else "The capital of France is {}."
-            print(f"\nnext: python fill_mask.py --checkpoint {args.out_dir} "
-                  f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
-
-
-def tokens_between(first, last, args):
-    return (last - first) * args.batch_size * args.seq_length
-
-
-def clock(seconds):
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
-
-
-def catch_signals():
-    """-> a list of the signals that came. The first lets a step end, so that it can be saved; the second one
-    ends the process."""
-    caught = []
-    def on_signal(number, frame):
-        caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return caught
-
-
-def keep_lines(log_file, step):
-    """Drop what was logged after the step that is resumed, and the closing line."""
-    with open(log_file, encoding="utf-8") as f:
-        lines = [json.loads(line) for line in f if line.endswith("\n")]  # a killed process leaves half a line
-    with open(log_file + ".tmp", "w", encoding="utf-8") as f:
-        for line in lines:
-            if line.get("step", 0) <= step and "final" not in line:
-                f.write(json.dumps(line) + "\n")
-    os.replace(log_file + ".tmp", log_file)
-
-
-def interrupt(number, frame):
-    raise Stop("interrupted while setting up", 128 + number)
-
-
-def launch(script, parse, job):
-    """Run job(*parse(), device, rank, world, control), in one process or under torchrun. parse() -> args with
-    device and threads, and whatever else the job takes. An error in the input is one line and status 2."""
-    rank, world, local_rank, processes_here = (int(os.environ.get(name, default)) for name, default in (
-        ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)  # until the training loop takes over
-    control = None
-    try:
-        args, *more = parse()
-        device = torch.device(args.device)
-        if device.type == "cuda":
-            if processes_here > torch.cuda.device_count():
-                raise ValueError(f"{processes_here} processes, and this machine has "
-                                 f"{torch.cuda.device_count()} GPUs; --nproc_per_node gives their number")
-            device = torch.device("cuda", local_rank if world > 1 else device.index or 0)
-            torch.cuda.set_device(device)
-        if world > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            control = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # a corpus may take long
-        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes_here))
-        torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
-        job(args, *more, device, rank, world, control)
-    except torch.OutOfMemoryError as error:
-        print(f"{script}: the GPU's memory is full; raise --accumulation, or lower --batch_size "
-              f"({str(error).splitlines()[0]})", file=sys.stderr)
-        sys.exit(2)
-    except Stop as stop:
-        message, status = stop.args
-        if rank == 0:
-            print(message, file=sys.stderr)
-        sys.exit(status)
-    except (ValueError, OSError) as error:
-        if local_rank == 0:
-            print(f"{script}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        print(f"{script}: torch.compile failed, do without it: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        raise runtime.Stop(f"stopped at step {step:,}; {kept}", 128 + (host.signals or [signal.SIGTERM])[0])
+    report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])
+    if host.rank == 0:
+        show_fills(model, val_rows, tokenizer, host)
+        text = "The function returns a {}." if args.data == ["pydoc"] else "The capital of France is {}."
+        print(f"\nnext: python predict.py --checkpoint {args.out_dir} "
+              f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
 
 
 def main(argv=None):
-    launch("train_mlm.py", lambda: parse_arguments(sys.argv[1:] if argv is None else argv), train)
+    with runtime.one_line_errors("train_mlm.py"):
+        args, state = parse_arguments(argv)
+        with runtime.Host(args) as host:
+            train(args, state, host)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Tests import the project's files from the folder above and reach no network."""
 
+import importlib
+import json
 import os
 import socket
 import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -40,3 +44,73 @@ def prepared(text_file, tmp_path_factory):
     import data
     cache = str(tmp_path_factory.mktemp("cache"))
     return data.prepare(data.open_corpus([str(text_file)]), None, "bpe", 600, cache)
+
+# -----------------------------------------------------------------------------
+# fine-tuning
+
+WORDS = {"good": ["fine", "lovely", "great", "superb"], "bad": ["poor", "awful", "dull", "weak"]}
+
+
+def reviews(n, seed):
+    """Sentences whose label is in one word, which a model of any size can learn."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        label = ("good", "bad")[rng.integers(2)]
+        filler = " ".join(rng.choice(["the", "film", "was", "it", "and", "a", "of"], rng.integers(2, 9)))
+        rows.append((f"{filler} {rng.choice(WORDS[label])} film", label))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """{name: path} of data for every kind."""
+    folder, found = tmp_path_factory.mktemp("files"), {}
+    for name, n, seed in (("train", 256, 0), ("val", 64, 1), ("test", 32, 2)):
+        rows, rng = reviews(n, seed), np.random.default_rng(seed)
+        def save(kind, extension, lines):
+            found[f"{name}_{kind}"] = str(folder / f"{name}_{kind}.{extension}")
+            Path(found[f"{name}_{kind}"]).write_text("\n".join(lines) + "\n")
+        save("single", "csv", ["text,label", *(f"{text},{label}" for text, label in rows)])
+        score = {"good": 2.5, "bad": -0.5}
+        save("score", "tsv", ["text\tscore", *(f"{text}\t{score[label]}" for text, label in rows)])
+        others = [rows[i] for i in rng.permutation(n)]
+        save("pair", "jsonl", [json.dumps({"sentence1": a, "sentence2": b,
+                                           "label": "same" if x == y else "differ"})
+                               for (a, x), (b, y) in zip(rows, others)])
+        tag = lambda word: next((label for label in WORDS if word in WORDS[label]), "O")
+        save("tags", "jsonl", [json.dumps({"tokens": text.split(), "tags": list(map(tag, text.split()))})
+                               for text, _ in rows])
+    return found
+
+
+@pytest.fixture(scope="session")
+def base(files, tmp_path_factory):
+    """{family: a small checkpoint with random weights and a tokenizer of its kind}."""
+    import tokenizer as tokenizers
+    made, texts = {}, [text for text, _ in reviews(300, 9)]
+    for family in ("bert", "roberta", "albert"):
+        folder = tmp_path_factory.mktemp(family)
+        module = importlib.import_module(family)
+        tokenizer = tokenizers.train(module.TOKENIZER, texts, 300)
+        tokenizer.save(folder)
+        torch.manual_seed(0)
+        extra = dict(classifier_dropout_prob=0.0) if family == "albert" else {}
+        module.ForPreTraining(module.Config(**{
+            **module.PRESETS[f"{family}-tiny"], "vocab_size": tokenizer.vocab_size,
+            "pad_token_id": tokenizer.pad_id, "initializer_range": 0.1, "max_position_embeddings": 64,
+            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+            **extra})).save_pretrained(folder)
+        made[family] = str(folder)
+    return made
+
+
+@pytest.fixture
+def finetuning(files, base):
+    """A small float32 fine-tuning, seconds long."""
+    def make(out_dir, kind="single", family="bert", *more):
+        return ["--init_from", base[family], "--train_file", files[f"train_{kind}"],
+                "--val_file", files[f"val_{kind}"], "--out_dir", str(out_dir), "--lr", "1e-3",
+                "--epochs", "3", "--batch_size", "16", "--device", "cpu", "--dtype", "float32",
+                "--threads", "1", *map(str, more)]
+    return make

@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +134,40 @@ def test_a_hub_name_is_fetched_and_read(checkpoint, monkeypatch):
     assert asked[0][0] == "someone/bert-tiny" and not any(p.endswith(".py") or p == "*" for p in asked[0][1])
 
 # -----------------------------------------------------------------------------
+# files on their own
+
+def run_alone(name, code, folder):
+    """Run code in a folder that has one of our files and nothing else to import it from."""
+    shutil.copy(Path(bert.__file__).with_name(f"{name}.py"), folder)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", f"import {name}\n{code}"], cwd=folder, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["lora", "tokenizer"])
+def test_a_copied_file_is_imported_alone(name, tmp_path):
+    run_alone(name, "", tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_copied_model_file_reads_and_writes_checkpoints_alone(family, tmp_path):
+    torch.manual_seed(0)
+    module = importlib.import_module(family)
+    model = module.ForSequenceClassification(module.Config(**TINY)).eval()
+    model.save_pretrained(tmp_path / "given")
+    run_alone(family, f"""
+import torch
+model = {family}.ForSequenceClassification.from_pretrained("given")
+torch.save(model(torch.arange(5, 29).view(2, 12))[0], "logits.pt")
+model.save_pretrained("copy")
+""", tmp_path)
+    logits = model(torch.arange(5, 29).view(2, 12))[0]
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits, atol=1e-6, rtol=0)
+    copy = module.ForSequenceClassification.from_pretrained(tmp_path / "copy")
+    assert all(torch.equal(copy.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+# -----------------------------------------------------------------------------
 # strictness
 
 def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
@@ -141,7 +177,7 @@ def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
             ({key: None}, f"the checkpoint lacks {key}"),
             ({"bert.encoder.layer.2.output.dense.weight": torch.ones(1)},
              "nothing uses bert.encoder.layer.2"),
-            ({key: torch.ones(3, 5)}, r"has the shape \(3, 5\), by the config it is \(48, 96\)"),
+            ({key: torch.ones(3, 5)}, r"has the shape \(3, 5\), not \(48, 96\)"),
             ({"cls.predictions.decoder.weight": torch.ones(120, 48)},
              "decoder.weight differs from bert.embeddings")):
         changed = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
@@ -178,11 +214,38 @@ def test_files_that_are_missing_or_no_json(checkpoint):
     (path / "model.safetensors").unlink()
     refused(path, "has none of model.safetensors")
     (path / "config.json").write_text("{")
-    refused(path, "is not JSON")
+    refused(path, "is not the JSON of a configuration: Expecting")
     (path / "config.json").write_text("[]")
-    refused(path, "is not a JSON object")
+    refused(path, "is not the JSON of a configuration: 'list' object is not a mapping")
     refused(path / "nowhere", "no such directory")
     refused("nobody/nothing", "the hub did not give it")
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unwritable_place_gives_the_true_error(family, tmp_path, monkeypatch):
+    """And what is there already stays: only a temporary file that was opened here is removed."""
+    module = importlib.import_module(family)
+    model = module.Encoder(module.Config(**TINY))
+
+    def refuse(file, *mode):  # as for a directory that only others may write
+        raise PermissionError(f"[Errno 13] Permission denied: '{file}'")
+    with monkeypatch.context() as patch, pytest.raises(PermissionError, match="model.safetensors"):
+        patch.setattr("builtins.open", refuse)
+        model.save_pretrained(tmp_path / "new")
+    assert os.listdir(tmp_path / "new") == []
+
+    (tmp_path / "a" / "model.safetensors.tmp").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="model.safetensors.tmp"):
+        model.save_pretrained(tmp_path / "a")
+    assert os.listdir(tmp_path / "a") == ["model.safetensors.tmp"]
+    (tmp_path / "b" / "model.safetensors").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="model.safetensors"):
+        model.save_pretrained(tmp_path / "b")
+    assert os.listdir(tmp_path / "b") == ["model.safetensors"]
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(FileExistsError):
+        model.save_pretrained(tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        model.save_pretrained(tmp_path / "file" / "below")
 
 # -----------------------------------------------------------------------------
 # hostile files
@@ -216,7 +279,6 @@ def test_a_pickle_without_tensors_is_refused(checkpoint, content):
 
 
 def test_absurd_albert_groups_are_refused_before_they_are_built():
-    import albert
     for sizes in (dict(inner_group_num=10**7), dict(num_hidden_groups=10**6)):
         with pytest.raises(ValueError, match="groups"):
             albert.Config(**sizes)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import data
-import train_mlm
 
 
 def write(path, content):
@@ -37,7 +36,7 @@ def test_wikitext_headings_begin_documents(tmp_path):
         ["= Title =", "first", "= = Section = =", "second"], ["= A =", "third"]]
 
 
-def test_jsonl_csv_parquet_and_folders_give_the_same_documents(tmp_path):
+def test_the_formats_and_folders_give_the_same_documents(tmp_path):
     import pyarrow
     import pyarrow.parquet
     texts = ["one\ntwo", 'say "three", four', "größe\n"]
@@ -49,15 +48,29 @@ def test_jsonl_csv_parquet_and_folders_give_the_same_documents(tmp_path):
     for name in ("a.jsonl", "b.csv", "c.parquet"):
         assert documents(tmp_path / name, text_field="body") == expected, name
     assert documents(tmp_path, text_field="body") == expected * 3
+    write(tmp_path / "d.tsv", 'id\tbody\n1\tone "two\n2\tthree\n')
+    assert documents(tmp_path / "d.tsv", text_field="body") == [['one "two'], ["three"]]
+    assert len(documents(tmp_path, text_field="body")) == 3 * 3 + 2
+
+
+def test_a_tsv_can_be_pretrained_on(tmp_path):
+    rows = [f'Row {i} has a "quote.\t{i}' for i in range(40)]
+    corpus = data.open_corpus([write(tmp_path / "a.tsv", "\n".join(["text\tn", *rows]))])
+    splits, tokenizer = data.load(data.prepare(corpus, None, "bpe", 270, str(tmp_path / "cache")))
+    text = tokenizer.decode(splits["val"].tokens.tolist())
+    assert text == 'Row 19 has a "quote.</s>Row 39 has a "quote.</s>'
+    assert data.Rows(splits["train"], tokenizer, 16).batch([0])["input_ids"].shape == (1, 16)
 
 
 @pytest.mark.parametrize("name, content, message", [
     ("a.txt", "", "is empty"),
     ("a.txt", b"fine\n\xff\xfe\n", "line 2: not UTF-8"),
     ("a.jsonl", '{"text": "x"}\n{"text": \n', "line 2: not JSON"),
-    ("a.jsonl", '{"text": "x"}\n\n{"body": "x"}\n', "line 3: no field 'text'"),
+    ("a.jsonl", '{"text": "x"}\n\n{"body": "x"}\n', "line 3: no column 'text' among body; .* --text_field"),
     ("a.jsonl", '{"text": 7}\n', "line 1: the text is 7"),
-    ("a.csv", "id,body\n1,x\n", "no column 'text' among id, body"),
+    ("a.csv", "id,body\n1,x\n", "line 2: no column 'text' among id, body; .* --text_field"),
+    ("a.csv", 'text,n\nfine,1\n"x,2\ny,3\n', "a.csv, line 3: unexpected end of data; is a quote of this row"),
+    ("a.csv", "text,n\none, two,1\n", "a.csv, line 2: 3 columns; the first line has 2; a text with commas"),
     ("a.parquet", "not parquet at all", "a.parquet"),
     ("a.doc", "x", "not one of .txt"),
 ])
@@ -84,12 +97,22 @@ def test_wikitext_as_validation_text_is_its_validation_split(tmp_path, monkeypat
     words = lambda split: " ".join(f"{split} {i} goes on and on." for i in range(60))
     monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: datasets.Dataset.from_dict(
         {"text": ["= A title =", words(split), ""]}))
-    args = train_mlm.parser().parse_args([
-        "--data", write(tmp_path / "a.txt", words("mine")), "--val_data", "wikitext2", "--vocab_size", "300",
-        "--cache_dir", str(tmp_path / "cache")])
-    splits, tokenizer, _ = train_mlm.open_data(args, None, None)
-    text = tokenizer.decode(splits["val"].tokens.tolist())
-    assert "validation 7 goes" in text and "train" not in text
+    mine = data.open_corpus([write(tmp_path / "a.txt", words("mine"))])
+    wikitext = data.open_corpus(["wikitext2"])
+    for corpus, validation, own in ((mine, wikitext, "mine 7"), (wikitext, None, "train 7")):
+        splits, tokenizer = data.load(data.prepare(corpus, validation, "bpe", 300, str(tmp_path / "cache")))
+        texts = [tokenizer.decode(splits[split].tokens.tolist()) for split in ("train", "val")]
+        assert f"{own} goes" in texts[0] and "validation" not in texts[0]
+        assert "validation 7 goes" in texts[1] and "train" not in texts[1]
+
+
+def test_rows_of_the_hub_without_the_column(monkeypatch):
+    import datasets
+    table = datasets.Dataset.from_dict({"body": ["one\ntwo", "three"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: table)
+    assert documents("some/body", text_field="body") == [["one", "two"], ["three"]]
+    with pytest.raises(ValueError, match="some/body, row 1: no column 'text' among body; see --text_field"):
+        documents("some/body")
 
 
 def test_pydoc_is_prose_from_docstrings(tmp_path):
@@ -97,8 +120,8 @@ def test_pydoc_is_prose_from_docstrings(tmp_path):
         '"""Module text that is long enough to be kept, surely.\n\n>>> f(1)\n2\n"""\n'
         'def f():\n    """A function text that is long enough\n    to be kept as well, joined."""\n'
         'add_docstr(f, "Attached text that is long enough to be kept, too.")\n'))
-    found = [line for text in data.docstrings(file) for line in data.prose(text)]
-    assert sorted(found) == ["A function text that is long enough to be kept as well, joined.",
+    lines = [line for text in data.docstrings(file) for line in data.prose(text)]
+    assert sorted(lines) == ["A function text that is long enough to be kept as well, joined.",
                              "Attached text that is long enough to be kept, too.",
                              "Module text that is long enough to be kept, surely."]
     assert data.docstrings(write(tmp_path / "n.py", "this is not Python")) == []
@@ -141,14 +164,16 @@ def test_one_document_has_its_end_held_out(tmp_path):
     assert parts["val"] == [["paragraph 38", "paragraph 39"]] and len(parts["train"][0]) == 38
 
 
-def test_prepared_once_and_anew_when_text_or_tokenizer_change(tmp_path):
+def test_prepared_once_and_anew_when_text_or_tokenizer_change(tmp_path, capsys):
     file, cache = tmp_path / "a.txt", str(tmp_path / "cache")
     def prepare(vocab_size=270):
         return data.prepare(data.open_corpus([str(file)]), None, "bpe", vocab_size, cache)
     write(file, "Some text.\nMore text.\n")
     first = prepare()
+    assert capsys.readouterr().out.startswith(f"reading {file} ...\n")  # before it takes its time
     made = os.path.getmtime(os.path.join(first, "train.bin"))
     assert prepare() == first and os.path.getmtime(os.path.join(first, "train.bin")) == made
+    assert not capsys.readouterr().out
     assert prepare(265) != first
     write(file, "Some text.\nMore test.\n")
     assert prepare() != first
@@ -211,9 +236,9 @@ def test_every_token_is_seen_exactly_once_an_epoch(rows):
     N, W = len(rows.tokens.tokens), rows.width
     start = 0
     for epoch in range(3):
-        first, last = rows.windows(epoch)
-        assert first == start and sorted(rows.order(epoch)) == list(range(last - first))
-        start = last
+        first, end = rows.windows(epoch)
+        assert first == start and sorted(rows.plan(epoch)[0]) == list(range(first, end))
+        start = end
     seen = np.bincount(np.arange(start * W) % N, minlength=N)
     assert seen.min() >= 3 and seen.max() <= 4 and (seen == 4).sum() < W
     batch = rows.batch(np.arange(len(rows)))
@@ -234,7 +259,23 @@ def test_order_pairs_and_masks_follow_from_seed_epoch_and_row(rows):
     one_by_one = [rows.batch([i]) for i in range(40, 60)]  # a row does not depend on its company
     for name in a:
         assert np.array_equal(a[name], np.concatenate([batch[name] for batch in one_by_one]))
-    assert not np.array_equal(rows.order(0)[:20], rows.order(1)[:20])
+    order = [rows.plan(epoch)[0] - rows.windows(epoch)[0] for epoch in (0, 1)]
+    assert not np.array_equal(order[0][:20], order[1][:20])
+
+
+def test_the_plans_of_two_epochs_are_kept(rows):
+    for row in (0, 3 * len(rows), 0, 7 * len(rows)):
+        again = data.Rows(rows.tokens, rows.tokenizer, 32, rows.task, seed=5)
+        assert np.array_equal(rows.batch([row])["input_ids"], again.batch([row])["input_ids"])
+        assert len(rows.plans) <= 2
+    assert rows.plan(7) is rows.plan(7)
+
+
+def test_seeds_of_the_dropout_differ():
+    """Also those of large seeds."""
+    seeds = {data.dropout_seed(seed, step, rank)
+             for seed in (0, 1, 2**40) for step in range(50) for rank in (0, 1)}
+    assert len(seeds) == 300 and 0 <= min(seeds) and max(seeds) < 2**32
 
 
 def test_rows_may_straddle_epochs(rows):
@@ -281,7 +322,7 @@ def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
     W, n, tested = rows.width, len(rows), Counter()
     batch = rows.batch(np.arange(n))
     ids, types, labels = unmasked(batch), batch["token_type_ids"], batch["sentence_labels"]
-    order, (cut, partner, _, first, last) = rows.order(0), rows.pairs(0)
+    order, (cut, partner, _, head_end, tail_start) = rows.plan(0)[0], rows.pairs(0)
     sentences = set(rows.tokens.sentences.tolist())
     for row in range(n):
         w = order[row]
@@ -292,13 +333,13 @@ def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
             assert w * W + cut[w] in starts
         if task == "sop":
             whole = (starts[0] - w * W, starts[-1] - w * W) if len(starts) >= 3 else (0, W)
-            assert (first[w], last[w]) == whole and first[w] < cut[w] < last[w]
+            assert (head_end[w], tail_start[w]) == whole and head_end[w] < cut[w] < tail_start[w]
         if labels[row] == 0:
             assert np.array_equal(np.concatenate([a, b]), window) and len(a) == cut[w]
         elif task == "sop":
-            one, two = window[first[w]:cut[w]], window[cut[w]:last[w]]
-            assert np.array_equal(a, np.concatenate([window[:first[w]], two]))
-            assert np.array_equal(b, np.concatenate([one, window[last[w]:]]))
+            one, two = window[head_end[w]:cut[w]], window[cut[w]:tail_start[w]]
+            assert np.array_equal(a, np.concatenate([window[:head_end[w]], two]))
+            assert np.array_equal(b, np.concatenate([one, window[tail_start[w]:]]))
         else:
             other = partner[w] * W + cut[w]
             assert np.array_equal(a, window[:cut[w]])
@@ -314,13 +355,13 @@ def test_the_sop_label_cannot_be_read_off_the_edges(prepared):
     """Whether a part begins or ends at a sentence must say nothing about their order."""
     splits, tokenizer = data.load(prepared)
     rows = data.Rows(splits["train"], tokenizer, 128, "sop")
-    cut, _, label, first, last = rows.pairs(0)
+    cut, _, label, head_end, _ = rows.pairs(0)
     W, starts = rows.width, set(splits["train"].sentences.tolist()) | set(splits["train"].documents.tolist())
     edges = {0: Counter(), 1: Counter()}
     for w in range(len(rows)):
         swapped = label[w] == 1
-        second = first[w] if swapped else cut[w]  # where in the window the second part of the row begins
-        opening = cut[w] if swapped and first[w] == 0 else 0  # and the first
+        second = head_end[w] if swapped else cut[w]  # where in the window the second part of the row begins
+        opening = cut[w] if swapped and head_end[w] == 0 else 0  # and the first
         edges[label[w]][(w * W + opening in starts, w * W + second in starts)] += 1
     n = {y: sum(edges[y].values()) for y in edges}
     for edge in edges[0] | edges[1]:
@@ -358,8 +399,8 @@ def test_masks_are_80_10_10(masked_million):
     n = labels.size
     assert n == 150_000 and (labels != -100).all()
     # a random token is the old one once in 595 times
-    for found, expected in zip(share, (0.8, 0.1 + 0.1 / 595)):
-        assert abs(found - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+    for measured, expected in zip(share, (0.8, 0.1 + 0.1 / 595)):
+        assert abs(measured - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 
 
 def test_unselected_tokens_are_untouched_and_labels_are_what_stood_there(masked_million):
@@ -381,8 +422,8 @@ def test_every_token_is_selected_equally_often(masked_million):
     full = ids[1::2]  # the rows without padding
     free = ~np.isin(full, tokenizer.special_ids)
     expected = (15 * free / free.sum(1, keepdims=True)).sum(0)[1:-1]
-    found = np.bincount(positions[1::2].ravel(), minlength=100)[1:-1]
-    assert (abs(found - expected) < 5 * expected ** 0.5).all()
+    counts = np.bincount(positions[1::2].ravel(), minlength=100)[1:-1]
+    assert (abs(counts - expected) < 5 * expected ** 0.5).all()
 
 
 def test_random_tokens_are_never_special_and_cover_the_vocabulary(masked_million):

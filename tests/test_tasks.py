@@ -1,7 +1,9 @@
 """tasks.py: files and bad input; rows against transformers; metrics against scikit-learn and scipy."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -9,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import scipy.stats
 import sklearn.metrics
+import torch
 import transformers
 
 import data
@@ -34,7 +37,7 @@ def test_classification_metrics_equal_scikit_learns(classes):
     outputs = rng.normal(size=(400, classes)) + np.eye(classes)[labels]
     outputs[:, 0] -= 9  # a class that is never predicted
     predicted = outputs.argmax(1)
-    found = tasks.scores("classification", labels, outputs)
+    scores = tasks.scores("classification", labels, outputs)
     macro = dict(average="macro", zero_division=0)
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
@@ -44,7 +47,7 @@ def test_classification_metrics_equal_scikit_learns(classes):
         "mcc": sklearn.metrics.matthews_corrcoef(labels, predicted)}
     if classes == 2:
         expected["f1"] = sklearn.metrics.f1_score(labels, predicted)
-    assert found == pytest.approx(expected, abs=1e-12)
+    assert scores == pytest.approx(expected, abs=1e-12)
     matrix = tasks.confusion_matrix(labels, predicted, classes)
     assert (matrix == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
     by_class = sklearn.metrics.precision_recall_fscore_support(
@@ -57,10 +60,11 @@ def test_regression_metrics_equal_scipys():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 11, 300) / 2  # with ties
     outputs = (labels + rng.normal(size=300)).round(1)[:, None]
-    found = tasks.scores("regression", labels, outputs)
-    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(labels, outputs[:, 0])[0], abs=1e-12)
-    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(labels, outputs[:, 0])[0], abs=1e-12)
-    assert found["mse"] == pytest.approx(sklearn.metrics.mean_squared_error(labels, outputs[:, 0]), abs=1e-12)
+    scores = tasks.scores("regression", labels, outputs)
+    assert scores["pearson"] == pytest.approx(scipy.stats.pearsonr(labels, outputs[:, 0])[0], abs=1e-12)
+    assert scores["spearman"] == pytest.approx(scipy.stats.spearmanr(labels, outputs[:, 0])[0], abs=1e-12)
+    mse = sklearn.metrics.mean_squared_error(labels, outputs[:, 0])
+    assert scores["mse"] == pytest.approx(mse, abs=1e-12)
     assert tasks.scores("regression", labels, np.ones((300, 1)))["spearman"] == 0  # undefined, and not a nan
 
 
@@ -69,13 +73,13 @@ def test_token_metrics_equal_scikit_learns():
     classes = ["B-PER", "I-PER", "O", "B-LOC"]
     labels = rng.choice(4, 500, p=[0.1, 0.1, 0.7, 0.1])
     outputs = rng.normal(size=(500, 4)) + 2 * np.eye(4)[labels]
-    found = tasks.scores("tokens", labels, outputs, classes)
+    scores = tasks.scores("tokens", labels, outputs, classes)
     named = [0, 1, 3]
-    assert found["token_f1"] == pytest.approx(
+    assert scores["token_f1"] == pytest.approx(
         sklearn.metrics.f1_score(labels, outputs.argmax(1), labels=named, average="micro"), abs=1e-12)
-    assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, outputs.argmax(1)))
+    assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, outputs.argmax(1)))
     without_o = tasks.scores("tokens", labels, outputs, list("abcd"))
-    assert without_o["token_f1"] == pytest.approx(found["accuracy"])
+    assert without_o["token_f1"] == pytest.approx(scores["accuracy"])
 
 
 def test_degenerate_metrics():
@@ -167,6 +171,65 @@ def test_batches_by_length():
     assert not all(len(a) == len(b) and (a == b).all() for a, b in zip(batches, other))
 
 # -----------------------------------------------------------------------------
+# Outputs
+
+def host(rank=0, world=1, gather=list):
+    return SimpleNamespace(
+        rank=rank, world=world, gather=gather, autocast=lambda length: nullcontext(),
+        to_device=lambda batch: {name: torch.from_numpy(array) for name, array in batch.items()})
+
+
+class Echo(torch.nn.Module):
+    """Says of every token its id and the length of its row, or of a row what it says of its first word."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, input_ids, attention_mask=None):
+        assert not self.training and not torch.is_grad_enabled()
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = torch.stack([input_ids, mask.sum(1, keepdim=True).expand_as(input_ids)], -1)
+        return (logits if self.tokens else logits[:, 1]), None
+
+
+@pytest.mark.parametrize("kind", ["classification", "tokens"])
+@pytest.mark.parametrize("world", [1, 3])
+def test_outputs_are_in_the_order_of_the_rows(kind, world, vocabularies):
+    """Whatever the batches and the processes; the model is left in the mode that it was in."""
+    texts = [line.split() if kind == "tokens" else (line,) for line in sentences()]
+    rows = tasks.Rows(tasks.Examples(texts, None, None), kind, vocabularies["bpe"][0], 32, False)
+    model, parts = Echo(kind == "tokens"), []
+    for rank in range(world):  # each process gathers what those before it have, and its own; the last has all
+        def gather(part):
+            parts.extend(part)
+            return parts if rank == world - 1 else part
+        outputs = tasks.outputs(model.train(rank % 2 == 0), rows, 3, host(rank, world, gather))
+        assert model.training == (rank % 2 == 0)
+    assert len(outputs) == len(rows)
+    for output, row in zip(outputs, rows.rows):
+        places = row.words if kind == "tokens" else 1
+        expected = np.stack([row.ids[places], np.full_like(row.ids[places], len(row.ids))], -1)
+        assert (output == expected).all() and output.shape == expected.shape
+
+
+def test_scores_and_report_of_rows(vocabularies, capsys):
+    ours = vocabularies["wordpiece"][0]
+    rows = tasks.Rows(tasks.Examples([("of the",)] * 3, [0, 1, 1], None), "classification", ours, 32, True)
+    outputs = [np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 0.0])]
+    assert rows.scores(outputs, ["no", "yes"]) == tasks.scores("classification", [0, 1, 1], np.array(outputs))
+    tasks.report(rows, outputs, ["no", "yes"])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["precision", "recall", "f1", "count", "predicted", "as"],
+        ["no", "0.500", "1.000", "0.667", "1", "1", "0"], ["yes", "1.000", "0.500", "0.667", "2", "1", "1"]]
+    tags = tasks.Rows(tasks.Examples([["of", "the"]], [[0, 1]], None), "tokens", ours, 32, True)
+    assert tags.scores([np.eye(2)], ["O", "B"])["token_f1"] == 1
+    numbers = tasks.Rows(tasks.Examples([("of",)] * 2, [0.5, 2.0], None), "regression", ours, 32, True)
+    assert numbers.scores([np.array([0.5]), np.array([2.0])], [])["mse"] == 0
+    tasks.report(numbers, outputs[:2], [])
+    assert not capsys.readouterr().out
+
+# -----------------------------------------------------------------------------
 # Files
 
 REVIEWS = [("good, very good", "pos"), ('he said "no"', "neg"), ("two\nlines", "pos"), ("fine", "neg")]
@@ -180,37 +243,38 @@ def test_every_format_says_the_same(tmp_path):
     table = pyarrow.table({"text": [a for a, _ in REVIEWS], "label": labels})
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
     for file in [*files, str(tmp_path / "d.parquet")]:
-        found = tasks.read_file(file)
-        assert (found.texts, found.labels) == (texts, labels), file
-    assert tasks.read_file(files[0]).where[2] == f"{files[0]}, line 5"  # where the row ends
+        examples = tasks.read_file(file)
+        assert (examples.texts, examples.labels) == (texts, labels), file
+    assert tasks.read_file(files[0]).where[2:] == [f"{files[0]}, line 4", f"{files[0]}, line 6"]
 
 
-def test_tsv_takes_quotes_as_letters(tmp_path):
+def test_tsv_takes_quotes_as_ordinary_characters(tmp_path):
     """As MRPC needs: byte order mark, lone quotes, names of its own."""
     file = write(tmp_path, "m.tsv", '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n'
                                     '1\t7\t8\tHe said "no\tNo "\n0\t7\t8\ta\tb\n')
-    found = tasks.read_file(file)
-    assert found.texts == [('He said "no', 'No "'), ("a", "b")] and found.labels == ["1", "0"]
+    examples = tasks.read_file(file)
+    assert examples.texts == [('He said "no', 'No "'), ("a", "b")] and examples.labels == ["1", "0"]
 
 
 def test_columns_without_names_are_found_by_content(tmp_path):
     """As CoLA needs: source, label, mark, sentence."""
     rows = [f"src{i % 7}\t{i % 2}\t{'*' * (i % 2)}\tthe sentence number {i} is here" for i in range(40)]
-    found = tasks.read_file(write(tmp_path, "c.tsv", "\n".join(rows)))
-    assert found.texts[3] == ("the sentence number 3 is here",) and found.labels[:3] == ["0", "1", "0"]
     file = write(tmp_path, "c.tsv", "\n".join(rows))
-    assert tasks.read_file(file, text_columns=["4"], label_column="2") == found
+    examples = tasks.read_file(file)
+    assert examples.texts[3] == ("the sentence number 3 is here",) and examples.labels[:3] == ["0", "1", "0"]
+    assert tasks.read_file(file, text_columns=["4"], label_column="2") == examples
     # AG News as published: class, title, text
     rows = [f'"{i % 4 + 1}","A title of it {i}","And a description of the {i}"' for i in range(40)]
-    found = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)))
-    assert found.texts[0] == ("A title of it 0", "And a description of the 0") and found.labels[0] == "1"
+    examples = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)))
+    assert examples.texts[0] == ("A title of it 0", "And a description of the 0")
+    assert examples.labels[0] == "1"
 
 
 def test_columns_by_name(tmp_path):
     file = write(tmp_path, "x.csv", "a,b,c\nx one,y one,1.5\nx two,y two,2\n")
-    found = tasks.read_file(file, text_columns=["b", "A"], label_column="c")
-    assert found.texts == [("y one", "x one"), ("y two", "x two")] and found.labels == ["1.5", "2"]
-    prepared = tasks.prepare({"train": found, "val": found})
+    examples = tasks.read_file(file, text_columns=["b", "A"], label_column="c")
+    assert examples.texts == [("y one", "x one"), ("y two", "x two")] and examples.labels == ["1.5", "2"]
+    prepared = tasks.prepare({"train": examples, "val": examples})
     assert prepared.kind == "regression" and prepared.splits["val"].labels == [1.5, 2.0]
 
 
@@ -221,9 +285,9 @@ def labelled(labels, texts=None):
 
 def test_kinds_and_classes():
     prepare = lambda *labels, **more: tasks.prepare({"train": labelled(labels)}, **more)
-    found = prepare("10", "9", "9", "10")
-    assert (found.kind, found.classes) == ("classification", ["9", "10"])
-    assert found.splits["train"].labels == [1, 0, 0, 1]
+    numbered = prepare("10", "9", "9", "10")
+    assert (numbered.kind, numbered.classes) == ("classification", ["9", "10"])
+    assert numbered.splits["train"].labels == [1, 0, 0, 1]
     assert prepare("b", "a").classes == ["a", "b"]
     assert prepare("0", "1", classes=["no", "yes"]).splits["train"].labels == [0, 1]
     assert prepare("yes", "no", classes=["no", "yes"]).splits["train"].labels == [1, 0]
@@ -238,21 +302,25 @@ def test_kinds_and_classes():
 
 def test_labels_of_another_file_may_be_spelled_otherwise():
     classes = ["negative", "positive"]
-    found = tasks.prepare({"train": labelled(["negative", "positive"]), "val": labelled(["1", "0"]),
-                           "test": labelled(["Positive", "NEGATIVE"])}, classes=classes)
-    assert [found.splits[name].labels for name in ("train", "val", "test")] == [[0, 1], [1, 0], [1, 0]]
+    prepared = tasks.prepare({"train": labelled(["negative", "positive"]), "val": labelled(["1", "0"]),
+                              "test": labelled(["Positive", "NEGATIVE"])}, classes=classes)
+    labels = [prepared.splits[name].labels for name in ("train", "val", "test")]
+    assert labels == [[0, 1], [1, 0], [1, 0]]
     published = tasks.prepare({"train": labelled("1234")}, classes=list(tasks.TASKS["ag_news"].labels))
     assert published.splits["train"].labels == [0, 1, 2, 3]
-    assert tasks.plain(1.0) == "1" and tasks.plain(2.5) == 2.5  # a .parquet of floats and a .csv agree
+    assert tasks.clean_label(1.0) == "1" and tasks.clean_label(2.5) == 2.5  # as a .csv beside a .parquet
+    assert tasks.clean_label(float("inf")) == float("inf") and tasks.clean_label(float("nan")) == ""
 
 
 def test_labels_are_not_guessed_across_files():
     """Ids begin where they begin in all the files; without given classes the training file spells them."""
     news = list(tasks.TASKS["ag_news"].labels)
-    found = tasks.prepare({"train": labelled("1234"), "val": labelled("123")}, classes=news)
-    assert found.splits["val"].labels == [0, 1, 2]
-    found = tasks.prepare({"train": labelled("123"), "val": labelled("0123")}, classes=news)
-    assert found.splits["train"].labels == [1, 2, 3]
+    prepared = tasks.prepare({"train": labelled("1234"), "val": labelled("123")}, classes=news)
+    assert prepared.splits["val"].labels == [0, 1, 2]
+    prepared = tasks.prepare({"train": labelled("123"), "val": labelled("0123")}, classes=news)
+    assert prepared.splits["train"].labels == [1, 2, 3]
+    with pytest.raises(ValueError, match="is none of the classes"):  # neither from 0 nor from 1 in both
+        tasks.prepare({"train": labelled("1234"), "val": labelled("0123")}, classes=news)
     for train, val in ((["no", "yes"], ["1", "0"]), (["1.0", "2.0"], ["1", "2"]), ("45", "12")):
         with pytest.raises(ValueError, match="f, line 0: the label '1' is none of the classes"):
             tasks.prepare({"train": labelled(train), "val": labelled(val)})
@@ -261,18 +329,18 @@ def test_labels_are_not_guessed_across_files():
 def test_column_numbers_are_no_header(tmp_path):
     """A first row whose class is 1, or y, beside --label_column 1."""
     rows = [f'"{i % 4 + 1}","Title {i} of it","The text of number {i}"' for i in range(40)]
-    found = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)), None, ["2", "3"], "1")
-    assert len(found.texts) == 40 and found.labels[:3] == ["1", "2", "3"]
-    assert found.texts[0][0] == "Title 0 of it"
+    examples = tasks.read_file(write(tmp_path, "ag.csv", "\n".join(rows)), None, ["2", "3"], "1")
+    assert len(examples.texts) == 40 and examples.labels[:3] == ["1", "2", "3"]
+    assert examples.texts[0][0] == "Title 0 of it"
     rows = ["y,a b c d", "n,e f g h"] * 5
-    found = tasks.read_file(write(tmp_path, "yn.csv", "\n".join(rows)), None, ["2"], "1")
-    assert found.labels == ["y", "n"] * 5
+    examples = tasks.read_file(write(tmp_path, "yn.csv", "\n".join(rows)), None, ["2"], "1")
+    assert examples.labels == ["y", "n"] * 5
 
 
 def test_words_and_their_tags_go_together(tmp_path):
     row = {"tokens": ["in", "Rome"], "tags": ["O", "LOC"], "intent": "travel"}
-    found = tasks.prepare({"train": tasks.read_file(write(tmp_path, "a.jsonl", json.dumps(row)))})
-    assert found.kind == "tokens" and found.classes == ["LOC", "O"]
+    prepared = tasks.prepare({"train": tasks.read_file(write(tmp_path, "a.jsonl", json.dumps(row)))})
+    assert prepared.kind == "tokens" and prepared.classes == ["LOC", "O"]
     del row["tags"]
     rows = [json.dumps(row), json.dumps(row | {"intent": "x"})]
     examples = tasks.read_file(write(tmp_path, "b.jsonl", "\n".join(rows)))
@@ -286,18 +354,18 @@ BAD_FILES = {
     "a.csv": ("text,label\na,1\nb\n", "line 3: 1 columns; the first line has 2"),
     "b.tsv": ("sentence\tlabel\na b\t1\n\t0\n", "line 3: the text in column 'sentence' is empty"),
     "c.tsv": ("sentence\tlabel\na b\t1\nc d\t\n", "line 3: no label in column 'label'"),
-    "d.csv": ('text,label\n"a,1\nb,0\n', "unexpected end of data"),
+    "d.csv": ('text,label\n"a,1\nb,0\n', "line 2: unexpected end of data"),
     "e.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: no label in column 'label'"),
     "e2.jsonl": ('{"text": "a", "label": NaN}\n', "line 1: no label in column 'label'"),
     "f.jsonl": ('{"text": "a", "label": 1}\nnot json\n', "line 2: not JSON"),
     "g.jsonl": ('{"text": 7, "label": 1}\n', "line 1: the text in column 'text' is 7, no string"),
     "h.csv": ("", "h.csv is empty"),
-    "i.csv": ("text,label\n", "has a header and no rows"),
+    "i.csv": ("text,label\n", "i.csv has no rows"),
     "j.csv": ("foo,bar\na b c d,x\ne f g h,y\n", "which of the columns 1, 2 is the label"),
     "k.csv": ("text,other\na,1\n", "which of the columns text, other is the label"),
     "l.csv": ("label,other\n1,1\n", "which of the columns label, other is the text"),
     "l2.csv": ("text,label\na b, \n", "line 2: no label in column 'label'"),
-    "l3.jsonl": ('{}\n{"text": "a", "label": 1}\n', "line 1: an object without columns"),
+    "l3.jsonl": ('{}\n{"text": "a", "label": 1}\n', "line 1: not a JSON object"),
     "m.parquet": ("no parquet", "m.parquet: "),
     "n.txt": ("text", "not one of .csv, .tsv, .jsonl, .parquet"),
 }
@@ -330,8 +398,8 @@ def test_other_bad_files(tmp_path):
 
 def test_a_text_column_is_not_taken_for_the_label(tmp_path):
     file = write(tmp_path, "shop.csv", "category,description,stars\nbooks,a b c,4\nfilms,d e f,5\n")
-    found = tasks.read_file(file, text_columns=["category", "description"])
-    assert found.texts[0] == ("books", "a b c") and found.labels == ["4", "5"]
+    examples = tasks.read_file(file, text_columns=["category", "description"])
+    assert examples.texts[0] == ("books", "a b c") and examples.labels == ["4", "5"]
 
 
 def test_an_unknown_header_of_texts_is_pointed_out(tmp_path, capsys):
@@ -359,9 +427,9 @@ def test_bad_labels():
 
 
 def test_hold_out():
-    held_out = lambda labels, texts=None, kind=None: (
-        found := tasks.prepare({"train": labelled(labels, texts)}, kind)) and (
-        found.classes, *tasks.hold_out(found.splits["train"], found.kind))
+    def held_out(labels, texts=None, kind=None):
+        prepared = tasks.prepare({"train": labelled(labels, texts)}, kind)
+        return prepared.classes, *tasks.hold_out(prepared.splits["train"], prepared.kind)
     _, train, val = held_out([str(i % 2) for i in range(50)])
     assert (len(train.texts), len(val.texts)) == (45, 5)
     assert sorted(train.where + val.where) == sorted(f"f, line {i}" for i in range(50))
@@ -376,20 +444,20 @@ def test_hold_out():
     tags = [" ".join("OB"[i >> bit & 1] for bit in range(6)) for i in range(60)]  # no two are the same
     _, train, val = held_out(tags, [("a b c d e f",)] * 60, "tokens")
     assert (len(train.texts), len(val.texts)) == (54, 6)
-    with pytest.raises(ValueError, match="too few to hold some out"):
+    with pytest.raises(ValueError, match="rows are too few to split; give --val_file"):
         held_out("ab" * 9)
-    with pytest.raises(ValueError, match="too few to hold some out"):
+    with pytest.raises(ValueError, match="rows are too few to split; give --val_file"):
         held_out([f"id {i}" for i in range(50)])  # every row a class of its own
 
 
 def test_pydoc_task():
     """No network, packages apart by module, and no paragraph that says its package."""
-    found = tasks.read_pydoc(smallest=300, largest=100)
-    assert {"python", "torch", "numpy", "pandas"} <= set(found["train"].labels)
-    assert set(found["val"].labels) == set(found["train"].labels)
-    assert not set(found["train"].texts) & set(found["val"].texts)
-    assert not any("torch" in text.lower() for text, in found["train"].texts)
-    assert found["train"].labels.count("torch") == 100 and found["val"].labels.count("torch") == 20
+    splits = tasks.read_pydoc(smallest=300, largest=100)
+    assert {"python", "torch", "numpy", "pandas"} <= set(splits["train"].labels)
+    assert set(splits["val"].labels) == set(splits["train"].labels)
+    assert not set(splits["train"].texts) & set(splits["val"].texts)
+    assert not any("torch" in text.lower() for text, in splits["train"].texts)
+    assert splits["train"].labels.count("torch") == 100 and splits["val"].labels.count("torch") == 20
 
 
 def test_the_hub(monkeypatch):
@@ -401,38 +469,73 @@ def test_the_hub(monkeypatch):
         asked.append((path, config, split))
         return datasets.Dataset.from_dict(table)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    found = tasks.prepare(tasks.read_hub("mrpc"), classes=list(tasks.TASKS["mrpc"].labels))
+    mrpc = tasks.prepare(tasks.read_task("mrpc"), classes=list(tasks.TASKS["mrpc"].labels))
     assert asked == [("nyu-mll/glue", "mrpc", "train"), ("nyu-mll/glue", "mrpc", "validation")]
-    assert found.splits["val"].texts == [("a", "c"), ("b", "d")] and found.splits["val"].labels == [1, 0]
+    assert mrpc.splits["val"].texts == [("a", "c"), ("b", "d")] and mrpc.splits["val"].labels == [1, 0]
     table["label"] = [2.5, 4]
-    assert tasks.prepare(tasks.read_hub("stsb")).splits["val"].labels == [2.5, 4.0]
+    assert tasks.prepare(tasks.read_task("stsb")).splits["val"].labels == [2.5, 4.0]
     def refuse(*args, **more):
         raise ConnectionError("no network\nand a second line")
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(FileNotFoundError, match=r"not give nyu-mll/glue:rte \(no network\); --train"):
-        tasks.read_hub("rte")
+    with pytest.raises(FileNotFoundError, match="rte: give --train_file .* nyu-mll/glue:rte: no network$"):
+        tasks.read_task("rte")
 
+# -----------------------------------------------------------------------------
+# The files as published, where ../shared/data has them, and small ones with the same quirks
 
-GLUE = {  # rows of train and dev, text columns, kind; counted by hand with wc
+COUNTS = {  # rows of train and dev, text columns, kind; counted by hand with wc
     "sst2": (67349, 872, 1, "classification"), "mnli": (41378, 4907, 2, "classification"),
     "rte": (2490, 277, 2, "classification"), "cola": (8551, 1043, 1, "classification"),
     "mrpc": (3667, 408, 2, "classification"), "stsb": (5749, 1500, 2, "regression"),
     "ag_news": (9991, 3800, 1, "classification")}
+NEWS = "Unions representing workers at Turner"  # how the first row of AG News' dev.csv begins; it is Business
 
-@pytest.mark.parametrize("name", GLUE)
-@pytest.mark.skipif(not DATA.exists(), reason=f"no GLUE files: no {DATA}")
-def test_the_real_files(name):
-    """With their quirks, found without a flag."""
-    extension = "csv" if name == "ag_news" else "tsv"
-    splits = {ours: tasks.read_file(str(DATA / name / f"{theirs}.{extension}"))
-              for ours, theirs in (("train", "train"), ("val", "dev"))}
-    found = tasks.prepare(splits)
-    train, val, columns, kind = GLUE[name]
-    assert (len(splits["train"].texts), len(splits["val"].texts), found.kind) == (train, val, kind)
-    assert {len(text) for text in splits["train"].texts + splits["val"].texts} == {columns}
-    task = tasks.TASKS[name]
-    named = tasks.prepare(splits, classes=list(task.labels) or None)
-    assert tuple(named.classes) == task.labels
-    if name == "ag_news":
-        assert named.splits["val"].texts[0][0].startswith("Unions representing workers at Turner")
-        assert named.classes[named.splits["val"].labels[0]] == "Business"
+
+def small_files(folder):
+    """A train and a dev file of each task, with what is odd about the published ones: CoLA has no header,
+    MRPC a byte order mark, MNLI fewer columns in dev.tsv, SST-2 a space after each text; lone quotes."""
+    def text(i, who="he"):
+        return f'number {i} , and {who} said " no .'
+    nli, news = ("entailment", "neutral", "contradiction"), tasks.TASKS["ag_news"].labels
+    columns = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+    forms = {  # the header, and row i
+        "sst2": ("sentence\tlabel", lambda i: f"{text(i)} \t{i % 2}"),
+        "mnli": ("premise\thypothesis\tlabel\tgenre\tsource",
+                 lambda i: f"{text(i)}\t{text(i, 'she')}\t{nli[i % 3]}\tfiction\tpada"),
+        "rte": ("index\tsentence1\tsentence2\tlabel",
+                lambda i: f"{i}\t{text(i)}\t{text(i, 'she')}\t{tasks.NLI[i % 2]}"),
+        "cola": (None, lambda i: f"gj0{i % 5}\t{i % 2}\t{'*' * (1 - i % 2)}\t{text(i)}"),
+        "mrpc": ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+                 lambda i: f"{i % 2}\t{70000 + i}\t{71000 + i}\t{text(i)}\t{text(i, 'she')}"),
+        "stsb": (columns, lambda i: f"{i}\tmain-news\tMSRvid\t2012test\t{i:04}\tnone\tnone\t{text(i)}\t"
+                                  f"{text(i, 'she')}\t{i % 11 / 2:.3f}"),
+        "ag_news": ("text,label", lambda i: f'"{NEWS}\\, ""quoted"", #36;{i}",{news[i % 4]}')}
+    for name, (header, row) in forms.items():
+        (folder / name).mkdir()
+        for split, numbers in (("train", range(60)), ("dev", range(2, 26))):  # news[2] is Business
+            lines = [header] * (header is not None) + [row(i) for i in numbers]
+            if (name, split) == ("mnli", "dev"):
+                lines = [line.rsplit("\t", 2)[0] for line in lines]
+            write(folder / name, f"{split}.{'csv' if name == 'ag_news' else 'tsv'}", "\n".join(lines) + "\n")
+    return {name: (60, 24, columns, kind) for name, (_, _, columns, kind) in COUNTS.items()}
+
+
+@pytest.mark.parametrize("source", ["small", *["published"] * DATA.exists()])
+def test_files_of_the_tasks(source, tmp_path):
+    """Found without a flag."""
+    if not DATA.exists():
+        print(f"{DATA} is absent: only small files of the same form are read")
+    folder, counts = (DATA, COUNTS) if source == "published" else (tmp_path, small_files(tmp_path))
+    for name, (train, val, columns, kind) in counts.items():
+        extension = "csv" if name == "ag_news" else "tsv"
+        splits = {ours: tasks.read_file(str(folder / name / f"{theirs}.{extension}"))
+                  for ours, theirs in (("train", "train"), ("val", "dev"))}
+        assert (len(splits["train"].texts), len(splits["val"].texts)) == (train, val), name
+        assert {len(text) for text in splits["train"].texts + splits["val"].texts} == {columns}, name
+        assert tasks.prepare(splits).kind == kind, name
+        labels = tasks.TASKS[name].labels
+        named = tasks.prepare(splits, classes=list(labels) or None)
+        assert tuple(named.classes) == labels, name
+        if name == "ag_news":
+            assert named.splits["val"].texts[0][0].startswith(NEWS)
+            assert named.classes[named.splits["val"].labels[0]] == "Business"

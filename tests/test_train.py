@@ -1,19 +1,29 @@
-"""train_mlm.py and fill_mask.py from the command line: resuming, accumulation, processes, signals, errors."""
+"""train_mlm.py from the command line: resuming, accumulation, processes, signals, errors."""
 
+import argparse
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.nn import functional as F
 
-import fill_mask
+import bert
+import data
+import predict
+import roberta
+import runtime
+import tokenizer as tokenizers
 import train_mlm
 
 ROOT = Path(train_mlm.__file__).parent
@@ -46,14 +56,15 @@ def read_log(out_dir):
 
 
 def same_run(a, b):
-    """Weights, optimizer and log, to the bit; times and the length of the first part aside."""
+    """Weights, optimizers and log, to the bit; but for times, and the first line with the length."""
     a_state, b_state = (torch.load(Path(d) / "resume.pt", weights_only=True) for d in (a, b))
     assert a_state["step"] == b_state["step"]
     for name, tensor in a_state["model"].items():
         assert torch.equal(tensor, b_state["model"][name]), name
-    for i, values in a_state["optimizer"]["state"].items():
-        for name, tensor in values.items():
-            assert torch.equal(tensor, b_state["optimizer"]["state"][i][name]), (i, name)
+    for a_optimizer, b_optimizer in zip(a_state["optimizers"], b_state["optimizers"], strict=True):
+        for i, values in a_optimizer["state"].items():
+            for name, tensor in values.items():
+                assert torch.equal(tensor, b_optimizer["state"][i][name]), (i, name)
     logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in read_log(d)[1:]] for d in (a, b)]
     assert logs[0] == logs[1]
 
@@ -71,7 +82,7 @@ def refused(argv, capsys, main=train_mlm.main):
         main(argv)
     assert exit.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert error and "Traceback" not in error
+    assert error and len(error.splitlines()) == 1, error
     return error
 
 # -----------------------------------------------------------------------------
@@ -177,9 +188,9 @@ def test_the_device_has_an_index(name, index, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    args = train_mlm.parser().parse_args(["--device", name, "--threads", "1"])
-    train_mlm.launch("a test", lambda: (args,), lambda args, device, *more: chosen.append(device))
-    assert chosen == [torch.device("cuda", index)] * 2
+    args = train_mlm.parser().parse_args(["--device", name, "--threads", "1", "--dtype", "float32"])
+    with runtime.Host(args) as host:
+        assert chosen == [host.device] == [torch.device("cuda", index)]
 
 
 @pytest.mark.parametrize("dtype, length, fused", [
@@ -192,7 +203,7 @@ def test_attention_on_the_cpu(dtype, length, fused):
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
     before = allowed()
     with torch.profiler.profile() as profile:
-        with train_mlm.computing(torch.device("cpu"), dtype, length):
+        with runtime.autocast(torch.device("cpu"), dtype, length):
             y = F.scaled_dot_product_attention(*inputs)
         y.backward(gradient.to(y.dtype))
     assert fused == any("flash" in event.key for event in profile.key_averages())
@@ -210,7 +221,7 @@ def test_learning_rate_by_hand():
     args = train_mlm.parser().parse_args(["--lr", "1", "--warmup", "0.1"])
     def rate(schedule, progress):
         args.schedule = schedule
-        return round(train_mlm.learning_rate(args, progress), 6)
+        return round(runtime.learning_rate(args.lr, progress, args), 6)
     assert [rate("linear", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("cosine", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("constant", p) for p in (0.05, 0.5, 0.82, 0.91, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -229,10 +240,10 @@ def test_sentence_weight_by_hand(flags, tmp_path):
 
 
 def test_weight_decay_is_on_matrices_only():
-    import bert
     args = train_mlm.parser().parse_args(["--lr", "1", "--weight_decay", "0.5"])
     model = bert.ForPreTraining(bert.Config(**bert.PRESETS["bert-tiny"]))
-    decayed, kept = train_mlm.make_optimizer(model, args).param_groups
+    [optimizer] = train_mlm.make_optimizers(model, args)
+    decayed, kept = optimizer.param_groups
     assert decayed["weight_decay"] == 0.5 and all(p.dim() == 2 for p in decayed["params"])
     assert kept["weight_decay"] == 0.0 and all(p.dim() == 1 for p in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
@@ -241,7 +252,6 @@ def test_weight_decay_is_on_matrices_only():
 def test_flops_by_hand():
     """bert-base at 512 tokens: 6 x 85 M weights in the layers, 12 L H T for attention, the head at 77
     positions."""
-    import bert
     config = bert.Config(**bert.PRESETS["bert-base"])
     head = (768 * 768 + 768 * 30522) * 77 / 512
     by_hand = 6 * (12 * 12 * 768 ** 2 + head) + 12 * 12 * 768 * 512
@@ -257,7 +267,7 @@ def test_a_run_is_a_checkpoint_that_transformers_opens(model, flags, tmp_path, c
     theirs, report = transformers.AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    ours, our_tokenizer = fill_mask.load(str(tmp_path))
+    ours, our_tokenizer = predict.open_model(str(tmp_path))
     ids = tokenizer(text.replace("<mask>", tokenizer.mask_token), return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == [our_tokenizer.cls_id, *our_tokenizer.encode(
         text.replace("<mask>", our_tokenizer.special_tokens["mask"]), specials=True), our_tokenizer.sep_id]
@@ -268,7 +278,7 @@ def test_a_run_is_a_checkpoint_that_transformers_opens(model, flags, tmp_path, c
     assert (logits - reference).abs().max() <= 1e-5
 
     capsys.readouterr()
-    fill_mask.main(["--checkpoint", str(tmp_path), "--json", "--top", "3", text, "Two <mask> [MASK]."])
+    predict.main(["--checkpoint", str(tmp_path), "--json", "--top", "3", text, "Two <mask> [MASK]."])
     one, two = map(json.loads, capsys.readouterr().out.splitlines())
     position = ids[0].tolist().index(tokenizer.mask_token_id)
     p, best = reference[0, position].softmax(-1).topk(3)
@@ -285,9 +295,69 @@ def test_the_log_has_what_it_promises(flags, tmp_path):
     assert {"step", "tokens", "loss", "masked_accuracy", "lr", "grad_norm", "tokens_per_s",
             "elapsed_s"} <= set(training[0])
     assert [line["step"] for line in lines if "val_loss" in line] == [4, 8]
-    assert {"val_masked_accuracy", "val_sentence_accuracy"} <= set(lines[4])
-    assert final["final"] and {"val_loss", "perplexity", "masked_accuracy", "nats_per_byte", "tokens",
+    assert {"tokens", "elapsed_s", "val_masked_accuracy", "val_sentence_accuracy"} <= set(lines[4])
+    assert final["final"] and {"val_loss", "perplexity", "val_masked_accuracy", "nats_per_byte", "tokens",
                                "elapsed_s"} <= set(final)
+
+
+def test_screen_and_log_have_the_same_numbers(flags, tmp_path, capsys):
+    """Means over the steps since the last line, whatever the interval, also through a resume in between."""
+    train_mlm.main(flags(tmp_path / "each", "albert"))
+    each = [line for line in read_log(tmp_path / "each") if "lr" in line and "step" in line]
+    capsys.readouterr()
+    train_mlm.main(flags(tmp_path / "some", "albert", "--log_interval", 4, "--max_steps", 6))
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "some"), "--max_steps", "10"])
+    train_mlm.main(flags(tmp_path / "whole", "albert", "--log_interval", 4))
+    out = capsys.readouterr().out
+    shown = [line for line in out.splitlines() if line.startswith("step") and "lr" in line]
+    lines = [line for line in read_log(tmp_path / "whole") if "lr" in line and "step" in line]
+    assert [line["step"] for line in lines] == [1, 4, 8, 10]
+    for line, text, first in zip(lines, shown[-4:], (0, 1, 4, 8)):
+        steps = each[first:line["step"]]
+        for name in ("loss", "masked_accuracy", "sentence_accuracy", "grad_norm"):
+            assert line[name] == pytest.approx(sum(step[name] for step in steps) / len(steps), rel=1e-6)
+        assert f"loss {line['loss']:.3f} | masked acc {line['masked_accuracy']:.3f}" in text
+        assert f"sop acc {line['sentence_accuracy']:.3f}" in text and f"lr {line['lr']:.2e}" in text
+
+
+def test_the_unigram_line_is_of_all_validation_targets(flags, tmp_path, capsys):
+    """However few rows are evaluated; and the screen says on which side of it a loss is."""
+    for name, rows in (("few", 32), ("all", 0)):
+        train_mlm.main(flags(tmp_path / name, "roberta", "--eval_rows", rows, "--max_steps", 4))
+    few, every = (read_log(tmp_path / name) for name in ("few", "all"))
+    assert few[0]["unigram_nats"] == every[0]["unigram_nats"] and few[-1]["val_loss"] != every[-1]["val_loss"]
+    args = argparse.Namespace(**every[0])
+    splits, tokenizer = data.load(next(str(path) for path in Path(args.cache_dir).iterdir()
+                                       if path.name.endswith(args.fingerprints["data"])))
+    rows = data.Rows(splits["val"], tokenizer, 32)
+    labels = rows.batch(np.arange(len(rows)))["labels"].ravel()
+    counts = Counter(labels[labels >= 0].tolist())
+    entropy = sum(-n / counts.total() * math.log(n / counts.total()) for n in counts.values())
+    assert every[0]["unigram_nats"] == pytest.approx(entropy, rel=1e-9)
+    gap = every[-1]["val_loss"] - every[0]["unigram_nats"]
+    assert f"{abs(gap):.3f} {'above' if gap > 0 else 'under'} the unigram line" in capsys.readouterr().out
+
+
+def test_a_run_speaks_before_it_reads(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_mlm.main(flags(tmp_path, "roberta", "--data", "nothing.txt"))
+    said = capsys.readouterr()
+    assert said.out == "roberta, roberta-tiny from scratch; cpu, float32, 1 threads; text: nothing.txt\n"
+    assert "nothing.txt: no such file" in said.err
+
+
+def test_help_has_every_default_and_preset(capsys):
+    with pytest.raises(SystemExit) as exit:
+        train_mlm.main(["--help"])
+    assert exit.value.code == 0
+    help = " ".join(capsys.readouterr().out.split())
+    for text in ("model:", "length and rate:", "(default: 0.98)", "bert-medium", "roberta-18m", "albert-8m"):
+        assert text in help, text
+    parser = train_mlm.parser()
+    for action in parser._actions:  # a default is said, by argparse or in words
+        if action.option_strings and action.default is None and action.nargs != 0:
+            said = action.help and "default" in action.help
+            assert said or action.dest in ("max_steps", "epochs"), action.dest
 
 
 def test_dry_run_writes_no_checkpoint(flags, tmp_path):
@@ -324,29 +394,38 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--batch_size", "10", "--accumulation", "4"], "does not divide"),
     (["--vocab_size", "100"], "no room for 256 bytes"),
     (["--epochs", "1"], "give one of"),
-    (["--max_steps", "0"], "--max_steps must be positive"),
-    (["--mask_prob", "1.5"], "--mask_prob"),
+    (["--max_steps", "0"], "argument --max_steps: 0 is not a positive whole number"),
+    (["--mask_prob", "1.5"], "argument --mask_prob: 1.5 is not between 0 and 1"),
     (["--tokenizer", "/no/such/directory"], "no such directory"),
     (["--init_from", "resume"], "holds no run to resume"),
     (["--init_from", "/no/such/checkpoint"], "no such directory"),
     (["--device", "nonsense"], "nonsense"),
     (["--device", "cpu:x"], "--device cpu:x"),
     (["--device", "cpu:"], "--device cpu:"),
-    (["--lr", "inf"], "--lr must be positive"),
+    (["--lr", "inf"], "argument --lr: inf is not positive"),
+    (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
     (["--init_from", "out/some", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
     (["--init_from", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--device", "cuda:99"], "--device cuda:99"),
-    (["--threads", "-1"], "--threads must be positive"),
-    (["--lr", "0"], "--lr must be positive"),
-    (["--clip", "-1"], "--clip must not be negative"),
-    (["--seed", "-1"], "--seed must not be negative"),
+    (["--threads", "-1"], "argument --threads: -1 is not a positive whole number"),
+    (["--lr", "0"], "argument --lr: 0 is not positive"),
+    (["--clip", "-1"], "argument --clip: -1 is not zero or positive"),
+    (["--seed", "-1"], "argument --seed: -1 is not zero or a positive whole number"),
+    (["--cache_dir", "/proc/nothing"], "--cache_dir /proc/nothing cannot be written"),
 ])
 def test_bad_input(more, message, flags, tmp_path, capsys):
     error = refused(flags(tmp_path / "out", "roberta", *more), capsys)
-    assert message in error.splitlines()[-1]
-    assert len(error.splitlines()) == 1 or "usage:" in error
+    assert message in error and error.startswith("train_mlm.py: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", ["--out_dir", "--cache_dir"])
+def test_what_cannot_be_written_is_found_before_the_text_is_read(flag, flags, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    more = [flag, tmp_path / "file" / "inside", "--data", tmp_path / "file"]  # which is empty, too
+    assert f"{flag} {tmp_path}/file/inside cannot be written: " in refused(
+        flags(tmp_path / "out", "roberta", *more), capsys)
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -354,8 +433,8 @@ def test_bad_input(more, message, flags, tmp_path, capsys):
     ("a.txt", b"caf\xe9\n", "a.txt, line 1: not UTF-8"),
     ("a.txt", b"Just one short line.\nAnd another.\n", "do not fill"),
     ("a.jsonl", b'{"text": "x"}\nnot json\n', "a.jsonl, line 2: not JSON"),
-    ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no field 'text'"),
-    ("a.csv", b"id,text\n1,Hello, world\n", "a.csv, line 2: more columns than the header has"),
+    ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no column 'text' among body"),
+    ("a.csv", b"id,text\n1,Hello, world\n", "a.csv, line 2: 3 columns; the first line has 2"),
 ])
 def test_bad_files(name, content, message, flags, tmp_path, capsys):
     (tmp_path / name).write_bytes(content)
@@ -380,7 +459,7 @@ def test_the_checkpoint_to_start_from_is_not_written_over(flags, tmp_path, capsy
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
     before = (tmp_path / "model.safetensors").read_bytes()
     capsys.readouterr()
-    assert "is --init_from, which would be lost" in refused(
+    assert "is where this starts from, and would be lost" in refused(
         flags(tmp_path, "roberta", "--init_from", str(tmp_path), "--overwrite"), capsys)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
@@ -394,7 +473,7 @@ def test_flags_of_the_optimizer_count_when_resumed(flags, tmp_path):
     text.rename(tmp_path / "moved.txt")
     train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "b"), "--max_steps", "6", "--data",
                     str(tmp_path / "moved.txt"), "--weight_decay", "0.3", "--beta2", "0.9", "--eps", "1e-5"])
-    group = torch.load(tmp_path / "b" / "resume.pt", weights_only=True)["optimizer"]["param_groups"][0]
+    group = torch.load(tmp_path / "b" / "resume.pt", weights_only=True)["optimizers"][0]["param_groups"][0]
     assert (group["weight_decay"], group["betas"], group["eps"]) == (0.3, (0.9, 0.9), 1e-5)
     changes = next(line for line in read_log(tmp_path / "b") if "resumed_at" in line)
     assert changes["resumed_at"] == 3 and changes["weight_decay"] == 0.3 and "lr" not in changes
@@ -425,9 +504,9 @@ def test_the_parts_of_a_loss_without_targets():
     loss = F.cross_entropy(logits.flatten(0, 1), nothing.flatten(), ignore_index=-100)
     assert loss.isnan()
     parts = {"mlm_loss": loss, "mlm_accuracy": torch.tensor(float("nan"))}
-    weighed = train_mlm.weigh(parts, 0.0, 1.0)
-    weighed[0].backward()
-    assert weighed.tolist() == [0, 0, 0, 0] and not logits.grad.any()
+    shares = train_mlm.weighted(parts, 0.0, 1.0)
+    shares[0].backward()
+    assert shares.tolist() == [0, 0, 0, 0] and not logits.grad.any()
 
 
 def test_a_process_without_a_gpu(monkeypatch, capsys):
@@ -461,7 +540,6 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
 
 
 def test_heads_that_do_not_divide_the_width(flags, tmp_path, capsys, monkeypatch):
-    import roberta
     monkeypatch.setitem(roberta.PRESETS, "odd", roberta.preset(2, 100, 3))
     argv = flags(tmp_path / "o", "roberta", "--preset", "odd")
     assert "3 heads do not divide a width of 100" in refused(argv, capsys)
@@ -486,7 +564,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys, monkey
 def test_a_full_disk_is_said_before_training(flags, tmp_path, capsys, monkeypatch):
     class Usage:
         free = 1000
-    monkeypatch.setattr(train_mlm.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     assert "checkpoints need" in refused(flags(tmp_path / "out"), capsys)
     assert not (tmp_path / "out").exists()
 
@@ -510,21 +588,8 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(flags, tmp_path):
         assert not [file for file in tmp_path.iterdir() if file.name.endswith(".tmp")]
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--checkpoint", "/no/such/place", "a <mask>"], "no such directory"),
-    (["--checkpoint", "OUT", "no mask here"], "no [MASK] or <mask> in 'no mask here'"),
-])
-def test_fill_mask_bad_input(argv, message, flags, tmp_path, capsys):
-    if "OUT" in argv:
-        train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
-        capsys.readouterr()
-        argv = [str(tmp_path) if word == "OUT" else word for word in argv]
-    assert message in refused(argv, capsys, fill_mask.main)
-
-
 def test_resuming_a_run_that_began_from_a_checkpoint_keeps_its_sizes(flags, tmp_path):
     """Its config and tokenizer are the checkpoint's, not the preset's."""
-    import bert
     train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 2))
     config = bert.ForPreTraining.from_pretrained(str(tmp_path / "a")).config
     config.num_hidden_layers = 1  # a size without a preset
@@ -539,7 +604,7 @@ def test_overwriting_leaves_no_file_of_the_run_before(flags, tmp_path):
     train_mlm.main(flags(tmp_path, "bert", "--max_steps", 1))
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1, "--overwrite"))
     assert not (tmp_path / "vocab.txt").exists() and (tmp_path / "merges.txt").exists()
-    assert fill_mask.load(str(tmp_path))[1].special_tokens["mask"] == "<mask>"
+    assert tokenizers.load(str(tmp_path)).special_tokens["mask"] == "<mask>"
 
 
 def test_an_epochs_run_can_be_resumed(flags, tmp_path, text_file):
@@ -567,15 +632,11 @@ def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys):
     assert "trained on other text" in error
 
 
-def test_seeds_give_different_dropout(flags, tmp_path):
-    """Also large ones. Weights, order and masks are patched to be the same; what differs is the dropout."""
-    losses = {}
-    for seed in (0, 1, 2**40):
-        seeds = [int(train_mlm.data.random_numbers(seed, train_mlm.data.DROPOUT, step, rank).integers(2**32))
-                 for step in range(50) for rank in range(2)]
-        assert len(set(seeds)) == 100
-        losses[seed] = seeds
-    assert not set(losses[0]) & set(losses[1]) and not set(losses[0]) & set(losses[2**40])
+def test_seeds_steps_and_processes_have_dropout_of_their_own(flags, tmp_path):
+    """Also large seeds."""
+    seeds = [data.dropout_seed(seed, step, rank)
+             for seed in (0, 1, 2**40) for step in range(50) for rank in range(2)]
+    assert len(set(seeds)) == 300 and all(0 <= seed < 2**32 for seed in seeds)
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1, "--seed", 2**40))
 
 

@@ -1,0 +1,318 @@
+"""
+Use a checkpoint: one of ours, or any BERT, RoBERTa or ALBERT of the hub; an adapter of ours or PEFT's.
+
+    python predict.py --checkpoint out/roberta "The capital of France is <mask>."   # pretrained: words
+    python predict.py --checkpoint out/mine "What a film."                          # fine-tuned: labels
+    python predict.py --checkpoint out/mine --file new.csv --json > predictions.jsonl
+    python predict.py --checkpoint out/mine --evaluate test.csv                     # or a task: sst2
+    python predict.py --checkpoint out/lora --merge out/merged                      # adapter into its base
+
+Texts are arguments, a file, or the lines of standard input; a tab parts the two of a pair.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stderr
+
+import numpy as np
+import torch
+
+import files
+import lora
+import runtime
+import tasks
+import tokenizer as tokenizers
+
+
+def parser():
+    p = runtime.Parser(__doc__)
+    p.add_argument("text", nargs="*", help="texts; default: --file, or the lines of standard input")
+    p.add_argument("--checkpoint", required=True, help="a directory or a name on the hub")
+    add = p.add_argument_group("input").add_argument
+    add("--file", help=f"{', '.join(files.FORMATS)}: the texts; of .txt the lines")
+    add("--text_columns", nargs="+",
+        help="one or two, by name or counted from 1; default: by the usual names")
+    add("--label_column", help="for --evaluate; default: by the usual names")
+    add("--header", action=argparse.BooleanOptionalAction,
+        help="in .csv and .tsv; default: if it has the usual names")
+    add("--max_length", type=runtime.number(int, lambda n: n >= 8, "at least 8"), default=256,
+        help="tokens; longer texts are cut")
+    add = p.add_argument_group("what to do; default: fill masks, or give labels").add_argument
+    add("--evaluate", metavar="FILE_OR_TASK", help="metrics on labelled rows, or on a task's validation rows")
+    add("--task", choices=tasks.TASKS, help="whose names the labels of the file have, or count")
+    add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
+    add("--merge", metavar="OUT_DIR", help="write the checkpoint, an adapter, as a plain one")
+    add("--overwrite", action="store_true", help="replace what is in OUT_DIR")
+    add = p.add_argument_group("output").add_argument
+    add("--top", type=runtime.positive_int, default=5, help="how many words to show for a mask")
+    add("--json", action="store_true", help="one JSON object a text")
+    add = runtime.add_machine_flags(p, dtype="float32")
+    add("--batch_size", type=runtime.positive_int, default=32, help="texts computed at a time")
+    return p
+
+
+def parse_arguments(argv):
+    p = parser()
+    args = p.parse_args(argv)
+    args.device = runtime.choose_device(args.device)
+    args.text_columns = runtime.split_commas(args.text_columns)
+    sources = [bool(args.text), args.file is not None, args.evaluate is not None, args.merge is not None]
+    if sum(sources) > 1:
+        raise ValueError("give one of texts, --file, --evaluate and --merge")
+    idle = p.given(args, ["task", "held_out"] if not args.evaluate else ["json"])
+    idle += [] if args.merge else p.given(args, ["overwrite"])
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: that does nothing here; see --help")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("this runs in one process; leave torchrun out")
+    return args
+
+# -----------------------------------------------------------------------------
+# Checkpoints
+
+def head_of(path, architecture, module):
+    """The class in the model file for a name in config.json's architectures."""
+    for head in ("ForTokenClassification", "ForSequenceClassification"):
+        if architecture.endswith(head):
+            return getattr(module, head)
+    return module.ForPreTraining
+
+
+def open_model(path):
+    """A checkpoint, or an adapter with its base -> model, tokenizer. ValueError if a head has no weights."""
+    if is_adapter(path):
+        return open_adapter(path)
+    config, module = runtime.read_config(path)
+    architecture = (config.get("architectures") or ["nothing"])[0]
+    with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
+        model = head_of(path, architecture, module).from_pretrained(path)
+    if model.fresh:
+        raise ValueError(f"{path} holds {architecture}, without {model.fresh[0]}: fine-tune it first")
+    return model, tokenizers.load(path)
+
+
+def is_adapter(path):
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
+def open_adapter(path):
+    adapter = lora.read_config(path)
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{path}/adapter_config.json names no base model")
+    options = {"num_labels": head_size(path)}
+    if os.path.exists(os.path.join(path, "config.json")):
+        config, module = runtime.read_config(path)
+        architecture = config["architectures"][0]
+        options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
+    else:  # PEFT's alone
+        _, module = runtime.read_config(base)
+        heads = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+        architecture = heads.get(adapter.get("task_type"))
+        if not architecture:
+            raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
+                             f"{' or '.join(heads)}")
+    with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
+        model = head_of(path, architecture, module).from_pretrained(base, **options)
+    lora.load(model, path)
+    lacking = [name for name in model.fresh if not name.startswith(tuple(model.lora["modules_to_save"]))]
+    if lacking:
+        raise ValueError(f"{path}: neither the adapter nor its base {base} has {lacking[0]}")
+    own = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path))
+    return model, tokenizers.load(path if own else base)
+
+
+def head_size(path):
+    """The number of classes of an adapter's classifier."""
+    from safetensors import SafetensorError, safe_open
+    file = os.path.join(path, "adapter_model.safetensors")
+    try:
+        with safe_open(file, "pt") as f:
+            sizes = [f.get_slice(key).get_shape()[0] for key in f.keys()
+                     if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not sizes:
+        raise ValueError(f"{path} has no classifier")
+    return sizes[0]
+
+
+def kind_of(model, path):
+    """What the model gives: "words" for masks, or a kind of tasks.py."""
+    head = type(model).__name__
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError(f"{path} gives several labels to a text; predict.py gives one")
+    if head.endswith("ForSequenceClassification"):
+        return "regression" if model.config.num_labels == 1 else "classification"
+    return "tokens" if head.endswith("ForTokenClassification") else "words"
+
+
+def merge(args, model, tokenizer):
+    if not is_adapter(args.checkpoint):
+        raise ValueError(f"--merge: {args.checkpoint} is no adapter: it has no adapter_config.json")
+    def write(folder):
+        lora.merge(model).save_pretrained(folder)
+        tokenizer.save(folder)
+    runtime.remove_outputs(args.merge, keep=runtime.save_files(args.merge, write))
+    print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
+          f"next: python predict.py --checkpoint {args.merge} \"...\"")
+
+# -----------------------------------------------------------------------------
+# Masks
+
+def read_lines(args):
+    """The texts -> (text, where it came from)."""
+    if args.text:
+        return [(text, "the text") for text in args.text]
+    if not args.file:
+        return ((line.rstrip("\r\n"), f"standard input, line {i}") for i, line in enumerate(sys.stdin, 1))
+    column = args.text_columns[0] if args.text_columns else "text"
+    return ((record[column], where) for where, record in files.records(args.file))
+
+
+@torch.no_grad()
+def fill(model, tokenizer, text, top=5):
+    """-> for each mask in the text, as [MASK] or <mask>, a list of (word, probability), best first.
+
+    Several masks are filled independently of each other, as in pretraining. ValueError if there is none.
+    """
+    mask = tokenizer.special_tokens["mask"]
+    ids = tokenizer.encode(text.replace("[MASK]", mask).replace("<mask>", mask), specials=True)
+    ids = torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]], device=model.mlm.bias.device)
+    positions = (ids[0] == tokenizer.mask_id).nonzero().T  # (1, K)
+    if positions.numel() == 0:
+        raise ValueError(f"no [MASK] or <mask> in {text!r}")
+    logits, _ = model(ids, positions)
+    logits = logits[0, :, :tokenizer.vocab_size]  # a model may have more ids, to fill up its matrix
+    probabilities, best = logits.float().softmax(-1).topk(min(top, tokenizer.vocab_size))  # (K, top)
+    return [[(tokenizer.decode([i]), p) for i, p in zip(best_ids, best_p)]
+            for best_ids, best_p in zip(best.tolist(), probabilities.tolist())]
+
+
+def fill_masks(args, model, tokenizer, host):
+    if tokenizer.mask_id is None:
+        raise ValueError(f"{args.checkpoint}: the tokenizer has no mask token")
+    for text, _ in read_lines(args):
+        if not text.strip():
+            continue
+        with host.autocast(args.max_length):
+            masks = fill(model, tokenizer, text.strip(), args.top)
+        if args.json:
+            print(json.dumps({"text": text.strip(), "masks": masks}, ensure_ascii=False), flush=True)
+            continue
+        print(text.strip())
+        for i, words in enumerate(masks, 1):
+            best = (f"{word.strip() or repr(word)} {p:.3f}" for word, p in words)
+            print(f"  mask {i}: " + "  ".join(best), flush=True)
+
+# -----------------------------------------------------------------------------
+# Labels
+
+def read_texts(args, kind):
+    """The texts -> tasks.Examples without labels."""
+    if args.file and args.file.endswith(files.TABLES):
+        examples = tasks.read_file(args.file, args.header, args.text_columns, labelled=False)
+    else:
+        examples = tasks.Examples([], None, [])
+        for text, where in read_lines(args):
+            parts = tuple(text.split("\t"))
+            if len(parts) > 2 or not all(part.strip() for part in parts):
+                raise ValueError(f"{where}: a text, or two with a tab between, is wanted")
+            examples.texts.append(parts)
+            examples.where.append(where)
+        if not examples.texts:
+            raise ValueError("there are no texts")
+    (tasks.split_words if kind == "tokens" else tasks.check_strings)(examples)
+    return examples
+
+
+def make_rows(args, examples, kind, tokenizer, model):
+    max_length = min(args.max_length, model.config.longest_row)
+    return tasks.Rows(examples, kind, tokenizer, max_length, model.config.type_vocab_size > 1)
+
+
+def give_labels(args, model, tokenizer, kind, host):
+    classes = list(model.config.id2label.values())
+    examples = read_texts(args, kind)
+    rows = make_rows(args, examples, kind, tokenizer, model)
+    outputs = tasks.outputs(model, rows, args.batch_size, host)
+    for text, where, output in zip(examples.texts, examples.where, outputs):
+        p = np.exp(output - output.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        if kind == "tokens":
+            cut = [None] * (len(text) - len(p))
+            if cut:
+                print(f"{where}: the last {len(cut)} words are beyond --max_length and get no tag",
+                      file=sys.stderr)
+            tags = [classes[i] for i in output.argmax(-1)] + cut
+            best = [round(float(x), 4) for x in p.max(-1)] + cut
+            line = {"words": text, "tags": tags, "probabilities": best}
+            plain = " ".join(f"{word}/{tag}" for word, tag in zip(text, tags))
+        elif kind == "regression":
+            line = {"text": list(text), "score": round(float(output[0]), 4)}
+            plain = f"{output[0]:.4f}\t" + "\t".join(text)
+        else:
+            label = classes[output.argmax()]
+            line = {"text": list(text), "label": label,
+                    "probabilities": {name: round(float(x), 4) for name, x in zip(classes, p)}}
+            plain = f"{label}\t{p.max():.4f}\t" + "\t".join(text)
+        print(json.dumps(line, ensure_ascii=False) if args.json else plain)
+
+
+def evaluate(args, model, tokenizer, kind, host):
+    """Metrics on a file, or on the validation rows of a task."""
+    classes = [] if kind == "regression" else list(model.config.id2label.values())
+    if args.evaluate in tasks.TASKS:
+        args.task, name = args.evaluate, "val"
+        examples = tasks.read_task(args.task)["val"]
+    else:
+        name = args.evaluate
+        examples = tasks.read_file(args.evaluate, args.header, args.text_columns, args.label_column)
+    labels = tasks.TASKS[args.task].labels if args.task else ()
+    if len(labels) == len(classes) and all(label.startswith("LABEL_") for label in classes):
+        classes = list(labels)  # a checkpoint that does not name its classes
+    examples = tasks.prepare({"test": examples}, kind, classes or None).splits["test"]
+    if args.held_out:
+        examples = tasks.hold_out(examples, kind)[1]
+    rows = make_rows(args, examples, kind, tokenizer, model)
+    if rows.cut_words:
+        print(f"{rows.cut_words:,} words of {name} are beyond --max_length: not scored")
+    outputs = tasks.outputs(model, rows, args.batch_size, host)
+    print(f"{args.checkpoint}, {len(rows):,} rows of {name}: " + ", ".join(
+        f"{metric} {value:.4f}" for metric, value in rows.scores(outputs, classes).items()))
+    tasks.report(rows, outputs, classes)
+
+
+def predict(args, host):
+    if args.merge:
+        runtime.check_out_dir("merge", args.merge, args.checkpoint, args.overwrite)
+    model, tokenizer = open_model(args.checkpoint)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f"{args.checkpoint}: the tokenizer has {tokenizer.vocab_size} ids, the model "
+                         f"{model.config.vocab_size}")
+    kind = kind_of(model, args.checkpoint)
+    if args.merge:
+        return merge(args, model, tokenizer)
+    model.to(host.device)
+    if args.evaluate and kind == "words":
+        raise ValueError(f"{args.checkpoint} has no classifier to evaluate; fine-tune it first")
+    if args.evaluate:
+        evaluate(args, model, tokenizer, kind, host)
+    elif kind == "words":
+        fill_masks(args, model, tokenizer, host)
+    else:
+        give_labels(args, model, tokenizer, kind, host)
+
+
+def main(argv=None):
+    with runtime.one_line_errors("predict.py"):
+        args = parse_arguments(argv)
+        with runtime.Host(args) as host:
+            predict(args, host)
+
+
+if __name__ == "__main__":
+    main()

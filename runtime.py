@@ -1,0 +1,471 @@
+"""
+What the scripts need of the machine: flags, processes, precision, signals, the log and the disk.
+
+Each script's main() reads
+
+    with runtime.one_line_errors("train_mlm.py"):     # bad input is one line and exit status 2
+        args = parse_arguments(argv)
+        with runtime.Host(args) as host:              # device, precision, and the other processes
+            train(args, host)
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import tokenizer as tokenizers
+
+MODELS = ("bert", "roberta", "albert")  # the model files; a fourth is a new file, and its name here
+
+# -----------------------------------------------------------------------------
+# Flags
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, without the usage; --help shows the script's docstring and every default."""
+
+    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def _get_help_string(self, action):
+            shown = action.default is None or isinstance(action.default, bool) or "default" in action.help
+            return action.help if shown else super()._get_help_string(action)
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=self.Help, usage="%(prog)s [flags]",
+                         allow_abbrev=False)
+
+    def error(self, message):
+        raise ValueError(f"{message}; --help lists the flags" if "unrecognized" in message else message)
+
+    def given(self, args, names):
+        """Those of the flags that are not at their defaults, as --name."""
+        return [f"--{name}" for name in names if getattr(args, name) != self.get_default(name)]
+
+
+def number(kind, allowed, wanted):
+    """A type for argparse: a number of that kind for which allowed(number) holds."""
+    def parse(text):
+        value = kind(text)
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+    parse.__name__ = kind.__name__  # which argparse names where text is no number at all
+    return parse
+
+positive = number(float, lambda x: 0 < x < math.inf, "positive")
+positive_int = number(int, lambda n: n > 0, "a positive whole number")
+not_negative = number(float, lambda x: 0 <= x < math.inf, "zero or positive")
+not_negative_int = number(int, lambda n: n >= 0, "zero or a positive whole number")
+fraction = number(float, lambda x: 0 < x < 1, "between 0 and 1")
+probability = number(float, lambda x: 0 <= x < 1, "at least 0 and less than 1")
+
+
+def add_training_flags(p, beta2, eps):
+    """The flags of a run's length, rate and optimizer."""
+    add = p.add_argument_group("length and rate").add_argument
+    add("--max_steps", type=positive_int, help="length of the run, in optimizer steps")
+    add("--epochs", type=positive, help="or in passes over the data")
+    add("--max_minutes", type=positive, help="or in minutes of training, with the schedule fitted to them; "
+        "default: 4 of pretraining, on CUDA 10; a task's epochs")
+    add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 32, "
+        "of pretraining on CUDA 256")
+    add("--accumulation", type=positive_int, default=1, help="micro-batches a process makes of its share")
+    add("--lr", type=positive, help="peak learning rate; default: by the model's size, and the task")
+    add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
+        help="of the rate after the warmup; constant falls, too, in the last fifth")
+    add("--warmup", type=fraction, default=0.06, help="share of the run")
+    add("--weight_decay", type=not_negative, default=0.01, help="of matrices, not of vectors")
+    add("--beta1", type=fraction, default=0.9, help="AdamW's")
+    add("--beta2", type=fraction, default=beta2, help="AdamW's")
+    add("--eps", type=positive, default=eps, help="AdamW's")
+    add("--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit")
+    add("--seed", type=not_negative_int, default=0, help="of fresh weights, order, masks and dropout")
+
+
+def add_machine_flags(p, dtype=None):
+    add = p.add_argument_group("machine").add_argument
+    add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
+    add("--dtype", choices=("float32", "bfloat16"), default=dtype,
+        help="of the forward pass" if dtype else "default: bfloat16 where it is faster")
+    add("--threads", type=positive_int, help="CPU threads of the model; default: all cores")
+    return add
+
+
+def split_commas(values):
+    """["a,b", "c"] -> ["a", "b", "c"], for flags that take several names; None stays."""
+    return values and [part for value in values for part in value.split(",") if part]
+
+
+def check_length(args):
+    """ValueError if the length of a run is given in two ways; returns whether it is given at all."""
+    given = [name for name in ("max_steps", "epochs", "max_minutes") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise ValueError("give one of --max_steps, --epochs and --max_minutes")
+    return bool(given)
+
+
+def choose_device(name):
+    """--device, checked; cuda if there is one."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = name.partition(":")
+    index = index if colon else "0"
+    devices = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if not index.isdecimal() or int(index) >= devices.get(kind, 0):
+        raise ValueError(f"--device {name}: this machine has a cpu and {devices['cuda']} cuda devices")
+    return name
+
+# -----------------------------------------------------------------------------
+# Model files
+
+def read_config(path_or_name):
+    """config.json of a checkpoint, as a dict, and the model file (a module) that reads the checkpoint."""
+    file = os.path.join(tokenizers.local_directory(path_or_name), "config.json")
+    if not os.path.exists(file):
+        raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no config.json")
+    config = tokenizers.read_json(file)
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type not in MODELS:
+        raise ValueError(f"{file}: model_type is {model_type!r}, not one of {', '.join(MODELS)}")
+    return config, importlib.import_module(model_type)
+
+
+def build_model(module, head, args, tokenizer, **options):
+    """A model of the class named head: --preset from scratch, or the checkpoint --init_from. options: fields
+    of its Config. What would fail only later is found here: ids beyond the vocabulary, a parameter that has
+    no name in a checkpoint."""
+    if args.dropout is not None:
+        options |= {field.name: args.dropout for field in fields(module.Config)
+                    if field.name.endswith("dropout_prob")}
+    if args.init_from != "scratch":
+        model = getattr(module, head).from_pretrained(args.init_from, **options)
+    elif args.preset not in module.PRESETS:
+        raise ValueError(f"no preset {args.preset}; {module.__name__}.py has {', '.join(module.PRESETS)}")
+    else:
+        options = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id} | options
+        model = getattr(module, head)(module.Config(**module.PRESETS[args.preset] | options))
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
+    model.hf_keys()
+    return model.train()
+
+# -----------------------------------------------------------------------------
+# Processes
+
+class Host:
+    """This process among those that torchrun started: its device, and what all of them have to agree on.
+
+    rank of world processes; local_rank among those of this machine. args.device is a checked device name;
+    args.dtype None becomes the faster of float32 and bfloat16. One process alone needs no torchrun.
+    """
+
+    def __init__(self, args):
+        self.args, self.group, self.signals = args, None, []
+        self.rank, self.world, self.local_rank, self.processes_here = (
+            int(os.environ.get(name, default)) for name, default in (
+                ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+        self.device = torch.device(args.device)
+
+    def __enter__(self):
+        args, gpus = self.args, torch.cuda.device_count()
+        if self.device.type == "cuda":
+            if self.processes_here > gpus:
+                raise ValueError(f"{self.processes_here} processes, and this machine has {gpus} GPUs; "
+                                 "--nproc_per_node gives their number")
+            # torch.cuda.set_device refuses a device without an index
+            index = self.local_rank if self.world > 1 else self.device.index or 0
+            self.device = torch.device("cuda", index)
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            # for what the CPUs agree on; reading a corpus may take long, and the others wait for it
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // self.processes_here))
+        torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
+        # a measurement, and all processes must take the same
+        args.dtype = args.dtype or self.once(lambda: pick_dtype(self.device))
+        return self
+
+    def __exit__(self, *error):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def say(self, *words):
+        if self.rank == 0:
+            print(*words, flush=True)
+
+    def once(self, function):
+        """Call function in one process of each machine; all get the result of the first, or an error."""
+        result = None
+        if self.local_rank == 0:
+            try:
+                result = function()
+            except (ValueError, OSError) as error:
+                result = error
+        for other in (results := self.gather([result])):
+            if isinstance(other, Exception):
+                raise other
+        return results[0]
+
+    def gather(self, items):
+        """The lists of all processes, one behind the other."""
+        if self.world == 1:
+            return items
+        parts = [None] * self.world
+        dist.all_gather_object(parts, items, group=self.group)
+        return [item for part in parts for item in part]
+
+    def total(self, *numbers):
+        """Each number summed over the processes."""
+        if self.world == 1:
+            return numbers
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(sums, group=self.group)
+        return sums.tolist()
+
+    def sum(self, tensor):
+        """The tensor summed over the processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wrap(self, model):
+        """DistributedDataParallel; the model itself in a single process."""
+        return torch.nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
+
+    def sync(self, parallel, last):
+        """The context of a micro-batch: gradients are exchanged after the last one of a step only."""
+        return parallel.no_sync() if self.world > 1 and not last else nullcontext()
+
+    def autocast(self, length):
+        return autocast(self.device, self.args.dtype, length)
+
+    def to_device(self, batch):
+        """{name: array} -> {name: tensor on the device}"""
+        batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if self.device.type == "cuda":
+            batch = {name: tensor.pin_memory().to(self.device, non_blocking=True)
+                     for name, tensor in batch.items()}
+        return batch
+
+    def catch_signals(self):
+        """From now on the first Ctrl-C or SIGTERM is only noted in self.signals, so that a step can end and
+        be saved; the second one ends the process."""
+        def note(number, frame):
+            self.signals.append(number)
+            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, note)
+
+    def describe(self):
+        return (f"{self.device}, {self.args.dtype}, {torch.get_num_threads()} threads"
+                + ", compiled" * self.args.compile + f", {self.world} processes" * (self.world > 1))
+
+
+class Stop(Exception):
+    """The run ends before its time. The arguments: a message and the exit status."""
+
+
+@contextmanager
+def one_line_errors(script):
+    """What is wrong with the input ends the process with one line and status 2; Ctrl-C with 130."""
+    def interrupt(number, frame):
+        raise Stop("interrupted", 128 + number)
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        return
+    except Stop as stop:
+        message, status = stop.args
+    except torch.OutOfMemoryError as error:
+        message, status = (f"the GPU's memory is full; raise --accumulation, or lower --batch_size "
+                           f"({first_line(error)})"), 2
+    except (ValueError, OSError) as error:
+        message, status = error, 2
+    except torch._dynamo.exc.TorchDynamoException as error:
+        message, status = f"torch.compile failed, do without it: {first_line(error)}", 2
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of the processes of a machine, one
+        print(f"{script}: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def first_line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+# -----------------------------------------------------------------------------
+# Precision and speed
+
+def pick_dtype(device):
+    """bfloat16 if this machine multiplies matrices at least 1.5 times as fast in it."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        a @ b
+        tries = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ b
+            tries.append(time.perf_counter() - start)
+        seconds[dtype] = min(tries)
+    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
+
+
+@contextmanager
+def autocast(device, dtype, length):
+    """The context of a forward pass of rows of `length` tokens: its precision and its attention kernel.
+
+    On the CPU in bfloat16 PyTorch's fused kernel takes up to five times as long, backward, as plain matrix
+    products, until the rows are long. And it computes those in float32 unless told that bfloat16 will do,
+    by a setting that is called cuda's and is the CPU's, too. Measured: 32 rows, 4 heads of 64, forward and
+    backward, 64 tokens: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; at 256 tokens they draw.
+    """
+    with torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"):
+        if device.type != "cpu" or dtype != "bfloat16":
+            yield
+            return
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        try:
+            with sdpa_kernel(SDPBackend.MATH) if length < 256 else nullcontext():
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+# -----------------------------------------------------------------------------
+# Learning rates
+
+def learning_rate(peak, progress, args):
+    """progress: the share of the run that is over, 0 to 1. Up to the peak in the warmup, then by --schedule:
+    down to 0 along a line or a cosine, or constant until the last fifth of the run."""
+    if progress < args.warmup:
+        return peak * progress / args.warmup
+    after = min(1.0, (progress - args.warmup) / (1 - args.warmup))
+    if args.schedule == "linear":
+        return peak * (1 - after)
+    if args.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * after))
+    return peak * min(1.0, (1 - after) / 0.2)
+
+
+def progress(step, elapsed, max_steps, args):
+    """The share of the run that is over as a step begins, of its steps or of its minutes; from 1 on it ends.
+    elapsed: seconds of training."""
+    return (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
+
+
+def set_learning_rates(optimizers, progress, args):
+    """Every group follows the schedule from its own peak: the rate that it was made with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(group.setdefault("initial_lr", group["lr"]), progress, args)
+
+# -----------------------------------------------------------------------------
+# The log and the disk
+
+# what a run may write into out_dir
+OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
+           "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt",
+           "resume.pt", "log.jsonl")
+
+
+class Log:
+    """log.jsonl, an object a line. While it waits, lines are kept in memory and the disk is untouched."""
+
+    def __init__(self, args, host, waits=False):
+        self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
+        self.writes, self.lines = host.rank == 0 and not args.dry_run, []
+
+    def write(self, text=None, **line):
+        """The line; and the text, which has the same numbers, on the screen."""
+        if text:
+            self.host.say(text)
+        self.lines.append(json.dumps(line))
+        if not self.waits:
+            self.flush()
+
+    def flush(self):
+        """Write what has waited; nothing waits from now on."""
+        if self.writes and self.lines:
+            with open(self.file, "a", encoding="utf-8") as f:
+                f.writelines(line + "\n" for line in self.lines)
+        self.lines, self.waits = [], False
+
+
+def check_out_dir(flag, out_dir, source, overwrite):
+    """Errors for an out_dir that cannot be written, that holds a run, or that is what the run starts from."""
+    check_disk(flag, out_dir)
+    names = set(OUTPUTS) & set(os.listdir(out_dir)) if os.path.isdir(out_dir) else ()
+    if names and not overwrite:
+        resume = "go on with it by --init_from resume, " if "resume.pt" in names else ""
+        raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
+                         "--overwrite")
+    if os.path.realpath(out_dir) == os.path.realpath(source):
+        raise ValueError(f"--{flag} {out_dir} is where this starts from, and would be lost: choose another")
+
+
+def remove_outputs(out_dir, keep=()):
+    """Remove what an older run has left in out_dir."""
+    for name in set(OUTPUTS) - set(keep):
+        if os.path.exists(os.path.join(out_dir, name)):
+            os.remove(os.path.join(out_dir, name))
+
+
+def check_disk(flag, folder, needed=0):
+    """OSError that names the flag if the folder takes no files, or if the disk has no room for that many
+    bytes, what is in the folder now included."""
+    place = os.path.abspath(folder)
+    while not os.path.exists(place):  # it is made later
+        place = os.path.dirname(place)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f"--{flag} {folder} cannot be written: {error.strerror}") from error
+    free = shutil.disk_usage(place).free
+    if os.path.isdir(folder):
+        free += sum(entry.stat().st_size for entry in os.scandir(folder))
+    if needed > free:
+        raise OSError(f"--{flag} {folder}: checkpoints need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB "
+                      "are free")
+
+
+def save_files(out_dir, write):
+    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole, or
+    none does. -> the names. OSError where the disk is full."""
+    folder = os.path.join(out_dir, "saving.tmp")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    try:
+        os.makedirs(folder)
+        write(folder)
+        names = os.listdir(folder)
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as f:
+                os.fsync(f.fileno())
+        for name in names:
+            os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
+        return names
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise OSError(f"{out_dir} could not be written, the disk may be full; what was saved before is kept "
+                      f"({first_line(error)})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clock(seconds):
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

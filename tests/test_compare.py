@@ -1,0 +1,71 @@
+"""compare.py: several fine-tunings, each a process of finetune.py."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compare
+
+ROOT = Path(compare.__file__).parent
+
+
+def read_log(out_dir):
+    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def flags(finetuning):
+    """finetune.py's, without a rate, and the runs."""
+    def make(out_dir, *runs, more=()):
+        argv = finetuning(out_dir, "single", "bert")
+        i = argv.index("--lr")
+        return ["--runs", *runs, *argv[:i], *argv[i + 2:], *more]
+    return make
+
+
+def test_two_runs_two_seeds(flags, tmp_path):
+    runs = ["full", "lora --lr 2e-2 --lora_r 4"]
+    compare.main(flags(tmp_path, *runs, more=["--seeds", "2"]))
+    table = (tmp_path / "compare.md").read_text().splitlines()
+    assert len(table) == 4 and table[2].startswith("| full | ") and table[3].startswith(f"| {runs[1]} | ")
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    logs = [read_log(tmp_path / name) for name in ("full", "lora-lr-2e-2-lora_r-4")]
+    assert [log[0]["lr"] for log in logs] == [5e-5 * 768 / 128, 2e-2]  # bert-tiny is 128 wide
+    full, lora = (log[-1] for log in logs)
+    assert f"| {lora['trained']:,} | {100 * lora['trained'] / lora['parameters']:.2f}% | " in table[3]
+    # gradients and two moments of what is trained, and AdamW's step counts
+    assert lora["training_mb"] == pytest.approx(12 * lora["trained"] / 1e6, rel=0.01)
+    assert lora["training_mb"] < 0.1 * full["training_mb"] and lora["disk_mb"] < 0.1 * full["disk_mb"]
+
+
+def test_a_signal_goes_to_the_run(flags, tmp_path):
+    """To the process that trains, which saves."""
+    argv = flags(tmp_path / "run", "full", "lora", more=["--epochs", "1000"])
+    process = subprocess.Popen([sys.executable, "compare.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step      1 |"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    error = process.stderr.read()
+    assert process.wait(60) == 130 and "compare.py: full ended with status 130" in error.splitlines()[-1]
+    assert (tmp_path / "run" / "full" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("runs, more, message", [
+    (["full", "half"], [], "argument --train: invalid choice: 'half'"),
+    (["full", "lora --lr fast"], [], "argument --lr: invalid float value: 'fast'"),
+    (["full", "lora", "full"], [], "one of them is there twice"),
+    (["full", "head"], ["--train", "head"], "--train beside --runs"),
+    (["full"], ["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+])
+def test_bad_input_is_found_before_the_first_run(runs, more, message, flags, tmp_path, capfd):
+    with pytest.raises(SystemExit) as exit:
+        compare.main(flags(tmp_path / "out", *runs, more=more))
+    assert exit.value.code == 2
+    assert message in capfd.readouterr().err and not (tmp_path / "out").exists()

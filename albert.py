@@ -384,22 +384,16 @@ def save_checkpoint(model, path):
     keys, config = hf_keys(model), json.dumps(hf_config(model), indent=2) + "\n"
     weights = {keys[name]: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     os.makedirs(path, exist_ok=True)
-    write_atomically(os.path.join(path, "model.safetensors"), save(weights, metadata={"format": "pt"}))
-    write_atomically(os.path.join(path, "config.json"), config.encode())
-
-
-def write_atomically(file, content):
-    """Write bytes under another name and move them into place: no file is ever half written."""
-    f = open(file + ".tmp", "wb")  # outside the try: what cannot be opened is not ours to remove
-    try:
-        with f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(f.name, file)
-    except OSError:
-        os.remove(f.name)
-        raise
+    for name, content in (("model.safetensors", save(weights, metadata={"format": "pt"})),
+                          ("config.json", config.encode())):
+        file = os.path.join(path, name)
+        try:
+            with open(file + ".tmp", "wb") as f:
+                f.write(content)
+            os.replace(file + ".tmp", file)  # a file is never half written
+        finally:
+            if os.path.isfile(file + ".tmp"):
+                os.remove(file + ".tmp")
 
 
 def load_checkpoint(cls, path_or_name, overrides):

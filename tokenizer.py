@@ -689,8 +689,8 @@ def protobuf_fields(data):
         if wire_type == 0:
             value, position = varint(data, position)
         else:
-            size = {1: 8, 2: None, 5: 4}[wire_type]
-            if size is None:
+            size = {1: 8, 5: 4}.get(wire_type, len(data))  # the others are not in use; none fits
+            if wire_type == 2:
                 size, position = varint(data, position)
             value, position = data[position:position + size], position + size
             if position > len(data):

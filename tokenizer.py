@@ -33,7 +33,7 @@ SPACES = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in 
 
 
 class Tokenizer:
-    """What the kinds share. Each adds _encode, _spans, decode, files, from_directory and train.
+    """What the kinds share. Each adds _encode, decode, files, from_directory and train.
 
     tokens[id] is a token as the published files spell it; vocab_size = len(tokens). pad_id, unk_id, cls_id,
     sep_id and mask_id are None where the vocabulary has no such token. starts_word[id] tells whether a token
@@ -77,11 +77,6 @@ class Tokenizer:
     def encode_batch(self, texts):
         """Sequence of str -> list of id arrays (int32); plain text only."""
         return [self._encode(without_surrogates(text)) for text in texts]
-
-    def encode_with_offsets(self, text):
-        """str -> ids, and for each the (start, end) of the characters it stands for; plain text only."""
-        spans = list(self._spans(without_surrogates(text)))  # a span is (id, start, end)
-        return [i for i, _, _ in spans], [(start, end) for _, start, end in spans]
 
     def hash(self):
         """16 hex digits; tokenizers with the same ones give the same ids."""
@@ -155,18 +150,6 @@ class ByteLevelBPE(Tokenizer):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             encoded = pool.map(lambda chunk: [self._encode(text) for text in chunk], chunks)
             return [ids for chunk in encoded for ids in chunk]
-
-    def _spans(self, text):
-        """A span leaves out the spaces at its ends. A token of a part of a character has the character's."""
-        begins_character = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80  # of each byte, in UTF-8
-        character = (np.cumsum(begins_character) - 1).tolist()  # of each byte, the index of its character
-        position = 0
-        for i in self._encode(text).tolist():
-            token = self.bytes_of_id[i]
-            first, end = character[position], character[position + len(token) - 1] + 1
-            position += len(token)
-            start = min(first + len(token) - len(token.lstrip(b" ")), end)
-            yield i, start, max(end - (len(token) - len(token.rstrip(b" "))), start)
 
     def decode(self, ids):
         """ids -> str. Bytes that are not UTF-8, such as half a character, become U+FFFD."""
@@ -282,7 +265,7 @@ def learn_merges(words, counts, symbols, number, prefix=0):
 # transformers, except for some characters added or changed by Unicode 9 and later: its tables are older.
 
 class ChunkTokenizer(Tokenizer):
-    """Its kinds have a chunk_pattern, normalize_character(character) and chunk_spans(chunk)."""
+    """Its kinds have a chunk_pattern, normalize_character(character) and chunk_ids(chunk)."""
 
     def __init__(self, tokens, special_tokens, symbols=()):
         super().__init__(tokens, special_tokens, [*special_tokens.values(), *symbols])
@@ -291,17 +274,12 @@ class ChunkTokenizer(Tokenizer):
         self.normalized = Cache(self.normalize_character)
 
     def encode_chunk(self, chunk):
-        return np.array([i for i, _, _ in self.chunk_spans(chunk)], np.int32).tobytes()
+        return np.array(self.chunk_ids(chunk), np.int32).tobytes()
 
     def _encode(self, text):
         chunks = self.chunk_pattern.findall(text)
         # joined as bytes, much faster than np.concatenate; a bytearray makes the array writable
         return np.frombuffer(bytearray().join(map(self.chunk_bytes.__getitem__, chunks)), np.int32)
-
-    def _spans(self, text):
-        for chunk in self.chunk_pattern.finditer(text):
-            for i, start, end in self.chunk_spans(chunk[0]):
-                yield i, chunk.start() + start, chunk.start() + end
 
 
 class Cache(dict):
@@ -317,12 +295,6 @@ class Cache(dict):
                 self.clear()
             self[key] = value
         return value
-
-
-def join_with_origins(parts):
-    """[(string, origin), ...] -> the strings joined, and the origin of each character: the index in the chunk
-    of what normalization made it from."""
-    return "".join(string for string, _ in parts), [origin for string, origin in parts for _ in string]
 
 
 def count_characters(words):
@@ -370,19 +342,16 @@ class WordPiece(ChunkTokenizer):
         return text.lower() if self.lowercase else text
 
     def words(self, chunk):
-        """Yields each word of a chunk, normalized, with the origins of its characters."""
-        text, origins = join_with_origins([(self.normalized[c], i) for i, c in enumerate(chunk)])
-        for word in BERT_WORD.finditer(text):
-            yield word[0], origins[word.start():word.end()]
+        """The words of a chunk, normalized."""
+        return BERT_WORD.findall("".join(self.normalized[character] for character in chunk))
 
-    def chunk_spans(self, chunk):
-        return [(i, origins[start], origins[end - 1] + 1)
-                for word, origins in self.words(chunk) for i, start, end in self.word_spans(word)]
+    def chunk_ids(self, chunk):
+        return [i for word in self.words(chunk) for i in self.word_ids(word)]
 
-    def word_spans(self, word):
+    def word_ids(self, word):
         """The longest token that begins the word, then the longest that continues it, and so on; [UNK] for
         the whole word where there is none, or where it has more than 100 characters."""
-        spans, start = [], 0
+        ids, start = [], 0
         while start < len(word) <= 100:
             for end in range(min(len(word), start + self.longest_token), start, -1):
                 i = self.ids.get("##" + word[start:end] if start else word[:end])
@@ -390,9 +359,9 @@ class WordPiece(ChunkTokenizer):
                     break
             else:
                 break
-            spans.append((i, start, end))
+            ids.append(i)
             start = end
-        return spans if start == len(word) else [(self.unk_id, 0, len(word))]
+        return ids if start == len(word) else [self.unk_id]
 
     def decode(self, ids):
         """ids -> str: words with a space between them, except before . , ? and ! as in transformers."""
@@ -436,7 +405,7 @@ class WordPiece(ChunkTokenizer):
         specials = list(cls.ROLES.values())
         untrained, counts = cls(specials, lowercase), Counter()
         for chunk, count in count_matches(cls.chunk_pattern, texts).items():
-            for word, _ in untrained.words(chunk):
+            for word in untrained.words(chunk):
                 counts[word] += count
         common = {character for character, _ in count_characters(counts)[:1000]}
         words = [["##" * (i > 0) + character for i, character in enumerate(word) if character in common]
@@ -489,61 +458,49 @@ class Unigram(ChunkTokenizer):
         return text.lower() if self.lowercase else text
 
     def normalize(self, chunk):
-        """-> the normalized text, and the origins of its characters."""
-        parts = []
-        for match in re.finditer(r"``|''|(?s:.)", chunk):
-            character = '"' if len(match[0]) == 2 else match[0]  # as in ALBERT's training data
-            parts.append((self.normalized[character], match.end() - 1))
-        text, origins = join_with_origins(parts)
+        text = chunk.replace("``", '"').replace("''", '"')  # as in ALBERT's training data
+        text = "".join(self.normalized[character] for character in text)
         if not self.charsmap or self.unreplaced.issuperset(text):
-            return text, origins
-        replaced = []
-        for cluster in regex.finditer(r"\X", text):  # graphemes, such as a letter with its accents
+            return text
+        parts = []
+        for grapheme in regex.findall(r"\X", text):  # such as a letter with its accents
             # transformers replaces a short grapheme as a whole if it can, others by character
-            whole = len(cluster[0].encode()) < 6 and self.replacement[cluster[0]] is not None
-            for i, string in enumerate([cluster[0]] if whole else cluster[0]):
-                new = self.replacement[string]
-                replaced.append((string if new is None else new, origins[cluster.start() + i]))
-        return join_with_origins(replaced)
+            whole = len(grapheme.encode()) < 6 and self.replacement[grapheme] is not None
+            for part in [grapheme] if whole else grapheme:
+                new = self.replacement[part]
+                parts.append(part if new is None else new)
+        return "".join(parts)
 
-    def chunk_spans(self, chunk):
+    def chunk_ids(self, chunk):
         if chunk in self.symbols:
-            return [(self.ids[chunk], 0, len(chunk))]
-        text, origins = self.normalize(chunk)
-        spans = []
-        for match in regex.finditer(r"\S+", text):
-            word, word_origins = match[0], origins[match.start():match.end()]
-            if not word.startswith("▁"):
-                word, word_origins = "▁" + word, word_origins[:1] + word_origins
-            for part in re.finditer("▁?[^▁]+|▁", word):  # no token has a ▁ inside
-                part_origins = word_origins[part.start():part.end()]
-                spans += [(i, part_origins[start], part_origins[end - 1] + 1)
-                          for i, start, end in self.word_spans(part[0])]
-        return spans
+            return [self.ids[chunk]]
+        ids = []
+        for word in regex.findall(r"\S+", self.normalize(chunk)):
+            marked = word if word.startswith("▁") else "▁" + word
+            for part in re.findall("▁?[^▁]+|▁", marked):  # no token has a ▁ inside
+                ids += self.word_ids(part)
+        return ids
 
-    def word_spans(self, word):
+    def word_ids(self, word):
         """The cut with the highest total score (Viterbi). Neighbouring unknown characters are one <unk>."""
-        totals, last_spans = [0.0], [None]  # of the best cut of word[:end], for each end
+        totals, last = [0.0], [None]  # of the best cut of word[:end], for each end: last is (id, start)
         for end in range(1, len(word) + 1):
             total = -np.inf
             for start in range(max(0, end - self.longest_token), end):
                 entry = self.entries.get(word[start:end])
                 if entry and totals[start] + entry[0] > total:
-                    total, span = totals[start] + entry[0], (entry[1], start, end)
+                    total, piece = totals[start] + entry[0], (entry[1], start)
             # entry is now that of the last character alone; if it has none, the character may be <unk>
             if not entry and totals[end - 1] + self.unk_score > total:
-                total, span = totals[end - 1] + self.unk_score, (self.unk_id, end - 1, end)
+                total, piece = totals[end - 1] + self.unk_score, (self.unk_id, end - 1)
             totals.append(total)
-            last_spans.append(span)
-        spans, end = [], len(word)
+            last.append(piece)
+        ids, end = [], len(word)
         while end:
-            i, start, _ = span = last_spans[end]
-            if spans and i == spans[-1][0] == self.unk_id:
-                spans[-1] = (i, start, spans[-1][2])
-            else:
-                spans.append(span)
-            end = start
-        return spans[::-1]
+            i, end = last[end]
+            if not ids or not i == ids[-1] == self.unk_id:
+                ids.append(i)
+        return ids[::-1]
 
     def decode(self, ids):
         """ids -> str. What normalization removed, such as case and accents, does not come back."""
@@ -616,7 +573,7 @@ class Unigram(ChunkTokenizer):
         specials = list(cls.ROLES.values())
         untrained, words = cls(specials, [0.0] * len(specials)), Counter()
         for chunk, count in count_matches(untrained.chunk_pattern, texts).items():
-            for word in regex.findall(r"\S+", untrained.normalize(chunk)[0]):
+            for word in regex.findall(r"\S+", untrained.normalize(chunk)):
                 for run in RUN.findall("▁" + word):
                     words[run] += count
         if not words:
@@ -710,7 +667,6 @@ def varint(data, position):
 # probabilities (EM) and drop those that the text needs least. Each step is done in arrays, for all words at
 # once: Python's loops would take hours.
 
-
 def learn_pieces(words, number, longest=16):
     """{word: count} -> at most `number` pieces, all characters among them, and their log probabilities."""
     text = "".join(word + "\0" for word in words)
@@ -719,7 +675,7 @@ def learn_pieces(words, number, longest=16):
     # weight and score are (pieces,), of which the single characters come first and are never dropped
     lattice, weight, characters = seed_lattice(text, lengths, counts, longest, 12 * number)
     while True:
-        for _ in range(2):  # EM; pieces that are hardly expected are dropped
+        for _ in range(2):  # EM; pieces that are expected less than half a time are dropped
             weight = lattice.expected_counts(weight / weight.sum(), counts)
             keep = weight >= 0.5
             keep[:characters] = True
@@ -732,8 +688,8 @@ def learn_pieces(words, number, longest=16):
         word, piece = lattice.best_cuts(score)
         uses = np.bincount(piece, counts[word], len(score))
         start, end = lattice.occurrences()
-        word, piece = lattice.substrings(start[characters:], end[characters:]).best_cuts(score)
-        replacement_score = np.bincount(word, score[piece], len(score) - characters)
+        whole, part = lattice.substrings(start[characters:], end[characters:]).best_cuts(score)
+        replacement_score = np.bincount(whole, score[part], len(score) - characters)
         loss = np.full(len(score), np.inf)
         loss[characters:] = uses[characters:] * (score[characters:] - replacement_score)
         keep = largest(loss, max(int(1.1 * number), int(0.75 * len(score)))) & (loss > 0)
@@ -754,16 +710,17 @@ def seed_lattice(text, lengths, counts, longest, seeds):
     rest = np.repeat(np.cumsum(lengths + 1) - 1, lengths + 1) - np.arange(len(text))  # characters to word end
     weight = np.repeat(counts, lengths + 1)
     # Substrings of n characters come from those of n - 1 that occur more than once, at first the empty one.
-    # `start` is where they are, `substring` the number of each, frequency[substring] how often it occurs.
-    start = np.flatnonzero(rest)
-    substring, frequency = np.zeros(len(start), int), np.array([2.0])
+    # `position` is where they are, `substring` the number of each, frequency[substring] how often it occurs.
+    position = np.flatnonzero(rest)
+    substring, frequency = np.zeros(len(position), int), np.array([2.0])
     arcs, covers, pieces = [], [], 0
     for n in range(1, longest + 1):
-        longer = (rest[start] >= n) & (frequency[substring] > 1)
-        start, substring = start[longer], substring[longer]
-        _, substring = np.unique(substring * len(alphabet) + character[start + n - 1], return_inverse=True)
-        frequency = np.bincount(substring, weight[start])
-        arcs.append(np.stack([start, start + n, pieces + substring]))
+        longer = (rest[position] >= n) & (frequency[substring] > 1)
+        position, substring = position[longer], substring[longer]
+        key = substring * len(alphabet) + character[position + n - 1]
+        _, substring = np.unique(key, return_inverse=True)
+        frequency = np.bincount(substring, weight[position])
+        arcs.append(np.stack([position, position + n, pieces + substring]))
         covers.append(n * frequency * (frequency > 1))
         pieces += len(frequency)
     characters = len(covers[0])
@@ -883,7 +840,7 @@ def load(path_or_name):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, struct.error) as error:
-        raise ValueError(f"{path}: its files are damaged ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path}: damaged, or of another kind ({type(error).__name__}: {error})") from error
 
 
 def published_class(path):

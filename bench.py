@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from importlib.resources import files
 
 import numpy as np
@@ -36,12 +37,10 @@ def timed(function):
 
 
 def in_turn(functions, rounds):
-    """{name: function} -> {name: median seconds}; a round runs each once, so that a slow moment hits all."""
-    seconds = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            seconds[name].append(timed(function))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    """{name: function} -> {name: the median of its results}. A round runs each once: a slow moment hits
+    all of them."""
+    results = [[function() for function in functions.values()] for _ in range(rounds)]
+    return {name: statistics.median(column) for name, column in zip(functions, zip(*results))}
 
 
 def bench_tokenizers(args):
@@ -59,9 +58,9 @@ def bench_tokenizers(args):
             ours.save(folder)
             rust = AutoTokenizer.from_pretrained(folder).backend_tokenizer
 
-            def cold():  # a new object, so that its word cache is empty
-                return tokenizers.load(folder).encode_batch(paragraphs)
-            seconds = in_turn({"ours": cold, "rust": lambda: rust.encode_batch_fast(paragraphs)}, args.rounds)
+            seconds = in_turn({  # a new object each time, so that its word cache is empty
+                "ours": lambda: timed(lambda: tokenizers.load(folder).encode_batch(paragraphs)),
+                "rust": lambda: timed(lambda: rust.encode_batch_fast(paragraphs))}, args.rounds)
         speed = {name: megabytes / value for name, value in seconds.items()}
         print(f"{kind:10} trained in {training:4.1f} s; encodes {speed['ours']:5.1f}, Hugging Face "
               f"{speed['rust']:5.1f}, ratio {speed['ours'] / speed['rust']:.2f}", flush=True)
@@ -83,6 +82,7 @@ def bench_pretraining(args):
     all_labels = torch.full_like(ids, -100).scatter(1, positions, labels)
 
     def step(model, dtype, **inputs):
+        start = time.perf_counter()
         cpu, precise = torch.device("cpu"), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16")
         with runtime.autocast(cpu, dtype, ids.shape[1]) if model is ours else precise:
             loss = model(ids, **inputs)[0]
@@ -90,6 +90,7 @@ def bench_pretraining(args):
         optimizers[model].step()
         optimizers[model].zero_grad()
         losses[model].append(loss.item())
+        return time.perf_counter() - start
     optimizers = {model: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
                   for model in (ours, theirs)}
     for dtype in ("float32", "bfloat16"):
@@ -176,15 +177,11 @@ def bench_finetuning(args):
         print(f"{args.text or 'pydoc'}, {len(rows):,} rows, steps of 32, {os.cpu_count()} cores; rows/s, "
               f"median of {args.rounds}")
         for dtype in ("float32", "bfloat16"):
-            speed = {}
-            for _ in range(args.rounds):  # in turn: a slow moment hits all
-                for mode in ("full", "lora"):
-                    speed.setdefault((mode, "ours"), []).append(ours(mode, dtype))
-                    for sampling in ("random", "group_by_length"):
-                        speed.setdefault((mode, sampling), []).append(theirs(mode, dtype, sampling))
-            median = {key: statistics.median(values) for key, values in speed.items()}
+            median = in_turn({(mode, name): partial(run, mode, dtype, *more) for mode in ("full", "lora")
+                              for name, run, *more in (("ours", ours), ("random", theirs, "random"),
+                                                       ("grouped", theirs, "group_by_length"))}, args.rounds)
             for mode, other in (("full", "Trainer"), ("lora", "Trainer and PEFT")):
-                a, b, c = (median[mode, name] for name in ("ours", "random", "group_by_length"))
+                a, b, c = (median[mode, name] for name in ("ours", "random", "grouped"))
                 print(f"{mode} {dtype}: {a:.0f}, {other} {b:.0f}, ratio {a / b:.2f}; grouped by length "
                       f"{c:.0f}, ratio {a / c:.2f}", flush=True)
             share = median["full", "ours"] / median["lora", "ours"]

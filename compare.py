@@ -27,16 +27,18 @@ def parse_arguments(argv):
     p.add_argument("--runs", nargs="+", required=True, help='such as full "lora --lr 5e-4"')
     p.add_argument("--out_dir", default="out/compare", help="for the runs, the table and the picture")
     args, common = p.parse_known_args(argv)
-    for flag in ("--train", "--dry_run"):
-        if flag in common:
+    for flag in common:
+        if flag.partition("=")[0] in ("--train", "--dry_run"):
             raise ValueError(f"{flag} beside --runs, which says what is trained")
     if len(set(args.runs)) < len(args.runs):
         raise ValueError("--runs: one of them is there twice")
-    runtime.check_disk("out_dir", args.out_dir)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("this runs in one process; leave torchrun out")
     commands = {}
     for run in args.runs:
         folder = os.path.join(args.out_dir, run.replace("--", "").replace(" ", "-").replace("/", "-"))
         flags = [*common, "--train", *run.split(), "--out_dir", folder]
+        runtime.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
         commands[run] = folder, [sys.executable, FINETUNE, *flags]
     return args, commands
 
@@ -69,12 +71,18 @@ def compare(args, commands):
 
 
 def run_and_wait(run, command, **options):
-    """A signal goes on to the process, once, which saves and ends by itself. Stop if it did not end well."""
+    """A signal goes on to the process, which saves and ends by itself. Stop if it did not end well."""
+    process = None
+    def forward(number, frame):
+        if process:
+            process.send_signal(number)
+    handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     process = subprocess.Popen(command, start_new_session=True, **options)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: process.send_signal(number))
-    if status := process.wait():
-        raise runtime.Stop(f"{run} ended with status {status}", status)
+    status = process.wait()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if status:
+        raise runtime.Stop(f"{run} ended with status {status}", status if status > 0 else 128 - status)
 
 
 def draw(logs, metric, out_dir):

@@ -17,6 +17,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import re
@@ -268,19 +269,16 @@ def hold_out(corpus):
         n_paragraphs += len(document)
     if n_paragraphs < 2:
         raise ValueError(f"{corpus.name}: {n_paragraphs} paragraphs are too few to split; give --val_data")
-    if n_documents >= 20:
-        return {"train": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 != 19),
-                "val": lambda: (d for i, d in enumerate(corpus.documents()) if i % 20 == 19)}
     cut = n_paragraphs - max(1, n_paragraphs // 20)
 
-    def part(start, end):
-        n = 0  # paragraphs before this document
-        for document in corpus.documents():
-            inside = document[max(0, start - n):max(0, end - n)]
-            n += len(document)
-            if inside:
-                yield inside
-    return {"train": lambda: part(0, cut), "val": lambda: part(cut, n_paragraphs)}
+    def part(is_val):
+        number = itertools.count()  # of a paragraph
+        for i, document in enumerate(corpus.documents()):
+            if n_documents < 20:
+                document = [paragraph for paragraph in document if (next(number) >= cut) == is_val]
+            if document and (n_documents < 20 or (i % 20 == 19) == is_val):
+                yield document
+    return {"train": lambda: part(False), "val": lambda: part(True)}
 
 
 def sample(documents):
@@ -583,8 +581,12 @@ def choose_words(begins, special, k, stream, longest):
     return np.array([*chosen, *[-1] * (k - len(chosen))])
 
 
-def unigram_nats(labels):
-    """The entropy of the targets' own frequencies: a model that ignores the context cannot be under it."""
-    _, counts = np.unique(labels[labels != -100], return_counts=True)
-    p = counts / counts.sum()
+def unigram_nats(rows):
+    """The entropy of the frequencies of all targets of the Rows of an epoch, in nats: as low as a model that
+    ignores the context can get."""
+    counts = np.zeros(rows.tokenizer.vocab_size, np.int64)
+    for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 256)):
+        labels = rows.batch(part)["labels"]
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+    p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())

@@ -11,7 +11,6 @@ out_dir becomes a Hugging Face checkpoint with the best weights, or with --train
 predict.py uses either; compare.py runs this script in several ways.
 """
 
-import argparse
 import importlib
 import json
 import math
@@ -31,7 +30,7 @@ import runtime
 import tasks
 import tokenizer as tokenizers
 
-# what is trained, and the factor of the task's rate
+# What is trained, and the factor of the task's rate: few or fresh parameters want larger steps.
 MODES = {"full": 1, "lora": 20, "head": 20, "last_block": 2}
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
 
@@ -52,13 +51,7 @@ def parser():
     add("--val_file", help="default: a tenth of the training rows is held out")
     add("--test_file", help="evaluated with the weights that are best on --val_file")
     add("--kind", choices=tasks.OWN, help="of the files; default: by their labels")
-    add("--text_columns", nargs="+",
-        help="one or two, by name or counted from 1; default: by the usual names")
-    add("--label_column", help="by name or counted from 1; default: by the usual names")
-    add("--header", action=argparse.BooleanOptionalAction,
-        help="in .csv and .tsv; default: if it has the usual names")
-    add("--max_length", type=runtime.number(int, lambda n: n >= 8, "at least 8"), default=256,
-        help="tokens; longer texts are cut; not remembered")
+    runtime.add_text_flags(add)
     add = p.add_argument_group("what is trained").add_argument
     add("--train", default="full", choices=MODES)
     add("--lora_r", type=runtime.positive_int, default=8, help="rank of the adapters")
@@ -93,7 +86,6 @@ def parse_arguments(argv):
     p = parser()
     args = p.parse_args(argv)
     args.device = runtime.choose_device(args.device)
-    runtime.check_length(args)
     scratch_only = p.given(args, ["model", "preset", "tokenizer", "vocab_size"])
     if scratch_only and args.init_from != "scratch":
         raise ValueError(f"{', '.join(scratch_only)}: only --init_from scratch takes them, a checkpoint has "
@@ -116,19 +108,15 @@ def parse_arguments(argv):
     return args
 
 
-def read_splits(args):
-    """The files or the task -> {split: tasks.Examples}, in strings."""
-    files = {"train": args.train_file, "val": args.val_file, "test": args.test_file}
-    splits = {name: tasks.read_file(file, args.header, args.text_columns, args.label_column)
-              for name, file in files.items() if file}
-    if not args.train_file:
-        splits = tasks.read_task(args.task) | splits
-    return splits
-
-
 def open_task(args, host):
     """-> tasks.Data with "train", "val" and perhaps "test". Sets what the task decides and no flag says."""
-    splits = host.once(lambda: read_splits(args))
+    def read():
+        splits = {} if args.train_file else tasks.read_task(args.task)
+        for name in ("train", "val", "test"):
+            if file := getattr(args, f"{name}_file"):
+                splits[name] = tasks.read_file(file, args.header, args.text_columns, args.label_column)
+        return splits
+    splits = host.once_per_machine(read)
     known = tasks.TASKS.get(args.task)
     classes = list(known.labels) if known and known.labels else None
     scored = known and known.metric == "spearman"
@@ -140,7 +128,7 @@ def open_task(args, host):
     task = known or tasks.OWN[task_data.kind]
     args.kind = task_data.kind
     args.batch_size = args.batch_size or task.batch_size
-    if not runtime.check_length(args):
+    if not (args.max_steps or args.epochs or args.max_minutes):
         args.epochs = task.epochs
     n = len(task_data.classes)
     args.metric = args.metric or task.metric
@@ -284,7 +272,7 @@ class Best:
         written = runtime.save_files(self.args.out_dir, write)
         if self.score is None:  # until now a run before was whole
             runtime.remove_outputs(self.args.out_dir, keep=written)
-            self.log.flush()
+            self.log.waits = False
 
     def kept(self):
         return "nothing was saved" if self.score is None else (
@@ -303,11 +291,11 @@ def loss_sum(kind, logits, labels, weight):
     return F.cross_entropy(logits, labels.flatten(), weight, ignore_index=-100, reduction="sum")
 
 
-def check_finite(losses, step, best):
-    """The mean of a tensor of losses; Stop where one is not finite."""
-    if not losses.isfinite().all():
-        raise runtime.Stop(f"the loss is not finite near step {step}; {best.kept()}; try a lower --lr", 2)
-    return losses.mean().item()
+def run_length(args, per_epoch):
+    """In steps; None where the run is measured in minutes."""
+    if args.dry_run:
+        return 3
+    return max(1, round(args.epochs * per_epoch)) if args.epochs else args.max_steps
 
 
 def train(args, model, rows, seed, best, log, host):
@@ -317,15 +305,12 @@ def train(args, model, rows, seed, best, log, host):
     if args.compile:
         model.compile(dynamic=True)  # in place: the names of the parameters stay
     parallel = host.wrap(model)
-    weight = None if args.class_weights is None else torch.tensor(args.class_weights, device=host.device)
+    weight = torch.tensor(args.class_weights, device=host.device) if args.class_weights else None
     per_epoch = -(-len(rows) // args.batch_size)
-    max_steps = args.max_steps or (max(1, round(args.epochs * per_epoch)) if args.epochs else None)
-    max_steps = 3 if args.dry_run else max_steps
-    eval_interval = args.eval_interval or per_epoch
+    max_steps, eval_interval = run_length(args, per_epoch), args.eval_interval or per_epoch
     result = dict(seed=seed, score=None, since_best=0, curve=[])
 
     step, history = 0, []  # history: the loss of each step since the last line
-    n_tokens = n_positions = 0
     start = line_time = time.time()
     line_step, paused = 0, 0.0  # paused: seconds of evaluating and saving
     while True:
@@ -334,7 +319,7 @@ def train(args, model, rows, seed, best, log, host):
             batches = tasks.batches_by_length(rows.lengths, args.batch_size, order)
         # every process stops at the same step
         signals, elapsed = host.total(len(host.signals), (time.time() - start) / host.world)
-        progress = runtime.progress(step, elapsed, max_steps, args)
+        progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1 or args.patience and result["since_best"] >= args.patience:
             break
 
@@ -346,10 +331,9 @@ def train(args, model, rows, seed, best, log, host):
         batch = batches[step % per_epoch]
         labels = rows.flat([rows.labels[i] for i in batch])
         divisor = np.take(args.class_weights, labels).sum() if args.class_weights else len(labels)
-        share, scale = batch[host.rank::host.world], host.world / divisor
-        if not len(share):
-            share, scale = batch[:1], 0.0
-        micro_batches = np.array_split(share, min(args.accumulation, len(share)))
+        mine = batch[host.rank::host.world]
+        mine, scale = (mine, host.world / divisor) if len(mine) else (batch[:1], 0.0)
+        micro_batches = np.array_split(mine, min(args.accumulation, len(mine)))
         total = torch.zeros((), device=host.device)
         for i, micro in enumerate(micro_batches):
             inputs = host.to_device(rows.inputs(micro))
@@ -360,35 +344,32 @@ def train(args, model, rows, seed, best, log, host):
                 loss = loss_sum(rows.kind, logits, targets, weight) * scale
                 loss.backward()
             total += loss.detach()
-            n_tokens += int(rows.lengths[micro].sum())
-            n_positions += inputs["input_ids"].numel()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        history.append(total / host.world + 0 * norm)  # a gradient that is not finite shows, too
+        history.append(torch.stack([total, norm]) / host.world)
 
         # now and then: a line, an evaluation. Only here does the CPU wait for the GPU.
         eval_due = step % eval_interval == 0 or step == max_steps
         if step % args.log_interval == 0 or eval_due or step == 1:
-            loss, history = check_finite(host.sum(torch.stack(history)), step, best), []
+            [mean_loss, _], history = runtime.mean_of_steps(history, step, best.kept(), host), []
             now = time.time()
-            seconds = (now - line_time) / (step - line_step)  # of a step
-            left = (max_steps - step) * seconds if max_steps else 60 * args.max_minutes - (now - start)
+            step_seconds = (now - line_time) / (step - line_step)
+            left = (max_steps - step) * step_seconds if max_steps else 60 * args.max_minutes - (now - start)
             lr, epoch = runtime.learning_rate(args.lr, progress, args), step / per_epoch
-            log.write(f"step {step:6,} | epoch {epoch:5.2f} | loss {loss:.4f} | lr {lr:.2e} | "
-                      f"{args.batch_size / seconds:,.0f} rows/s | {runtime.clock(max(0, left))} left",
-                      seed=seed, step=step, epoch=epoch, loss=loss, lr=lr, elapsed_s=round(now - start, 1),
-                      rows_per_s=round(args.batch_size / seconds, 1))
+            log.write(f"step {step:6,} | epoch {epoch:5.2f} | loss {mean_loss:.4f} | lr {lr:.2e} | "
+                      f"{args.batch_size / step_seconds:,.0f} rows/s | {runtime.clock(left)} left",
+                      seed=seed, step=step, epoch=epoch, loss=mean_loss, lr=lr,
+                      rows_per_s=round(args.batch_size / step_seconds, 1), elapsed_s=round(now - start, 1))
             if eval_due and not args.dry_run:
                 best.update(model, seed, step, result)
             line_step, line_time = step, time.time()
             paused += line_time - now
 
-    seconds = time.time() - start - paused
-    if history:
-        check_finite(host.sum(torch.stack(history)), step, best)  # weights that are not finite are not saved
+    train_seconds = time.time() - start - paused
+    runtime.mean_of_steps(history, step, best.kept(), host)  # weights that are not finite are not saved
     unseen = not result["curve"] or result["curve"][-1][0] != step
     if step and unseen and not args.dry_run and not (signals and best.score is not None):
         best.update(model, seed, step, result)  # a budget ended, or a signal came before any evaluation
@@ -397,11 +378,22 @@ def train(args, model, rows, seed, best, log, host):
                            128 + (host.signals or [signal.SIGTERM])[0])
     if not step:
         raise ValueError(f"--max_minutes {args.max_minutes:g} is over before the first step")
-    moments = sum(t.nbytes for optimizer in optimizers for state in optimizer.state.values()
-                  for t in state.values() if torch.is_tensor(t))
-    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return result | dict(train_s=seconds, epochs=step / per_epoch, real=n_tokens / max(1, n_positions),
-                         ms_per_step=1000 * seconds / step, training_mb=(moments + gradients) / 1e6)
+    return result | dict(train_s=train_seconds, epochs=step / per_epoch,
+                         ms_per_step=1000 * train_seconds / step, token_share=token_share(rows, batches),
+                         training_mb=training_mb(model, optimizers))
+
+
+def token_share(rows, batches):
+    """Of the positions of an epoch's batches, those that are tokens, not padding."""
+    return float(rows.lengths.sum() / sum(len(batch) * rows.lengths[batch].max() for batch in batches))
+
+
+def training_mb(model, optimizers):
+    """Of the gradients and the optimizers' state."""
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    tensors = [value for state in states for value in state.values() if torch.is_tensor(value)]
+    tensors += [p for p in model.parameters() if p.requires_grad]  # as large as their gradients
+    return sum(tensor.nbytes for tensor in tensors) / 1e6
 
 
 def finetune(args, host):
@@ -479,8 +471,9 @@ def summarize(args, host, log, results, val_rows, classes, n_all, n_trained):
     host.say("  " + ", ".join(f"{name} {value:.4f}" for name, value in winner["scores"].items()))
     if host.rank == 0:
         tasks.report(val_rows, winner["outputs"], classes)
-    host.say(f"  {s_per_epoch:.1f} s an epoch; tokens in {100 * winner['real']:.1f}% of the positions; peak "
-             f"memory {peak:,.0f} MB, gradients and optimizer {training_mb:.1f} of it; {name} {size:.2f} MB")
+    host.say(f"  {s_per_epoch:.1f} s an epoch; {100 * winner['token_share']:.1f}% of positions are tokens; "
+             f"{peak:,.0f} MB at the peak,\n  {training_mb:.1f} of them gradients and optimizer; {name} "
+             f"{size:.2f} MB")
     host.say(f"\nnext: python predict.py --checkpoint {args.out_dir} \"...\"")
 
 

@@ -7,10 +7,9 @@ Use a checkpoint: one of ours, or any BERT, RoBERTa or ALBERT of the hub; an ada
     python predict.py --checkpoint out/mine --evaluate test.csv                     # or a task: sst2
     python predict.py --checkpoint out/lora --merge out/merged                      # adapter into its base
 
-Texts are arguments, a file, or the lines of standard input; a tab parts the two of a pair.
+Texts are arguments, a file, or the lines of standard input; a tab separates the two of a pair.
 """
 
-import argparse
 import io
 import json
 import os
@@ -33,16 +32,10 @@ def parser():
     p.add_argument("--checkpoint", required=True, help="a directory or a name on the hub")
     add = p.add_argument_group("input").add_argument
     add("--file", help=f"{', '.join(files.FORMATS)}: the texts; of .txt the lines")
-    add("--text_columns", nargs="+",
-        help="one or two, by name or counted from 1; default: by the usual names")
-    add("--label_column", help="for --evaluate; default: by the usual names")
-    add("--header", action=argparse.BooleanOptionalAction,
-        help="in .csv and .tsv; default: if it has the usual names")
-    add("--max_length", type=runtime.number(int, lambda n: n >= 8, "at least 8"), default=256,
-        help="tokens; longer texts are cut")
+    runtime.add_text_flags(add)
     add = p.add_argument_group("what to do; default: fill masks, or give labels").add_argument
     add("--evaluate", metavar="FILE_OR_TASK", help="metrics on labelled rows, or on a task's validation rows")
-    add("--task", choices=tasks.TASKS, help="whose names the labels of the file have, or count")
+    add("--task", choices=tasks.TASKS, help="its class names, or their numbers, are the labels of the file")
     add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
     add("--merge", metavar="OUT_DIR", help="write the checkpoint, an adapter, as a plain one")
     add("--overwrite", action="store_true", help="replace what is in OUT_DIR")
@@ -65,7 +58,7 @@ def parse_arguments(argv):
     idle = p.given(args, ["task", "held_out"] if not args.evaluate else ["json"])
     idle += [] if args.merge else p.given(args, ["overwrite"])
     if idle:
-        raise ValueError(f"{', '.join(idle)}: that does nothing here; see --help")
+        raise ValueError(f"{', '.join(idle)}: no effect here; see --help")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this runs in one process; leave torchrun out")
     return args
@@ -73,24 +66,19 @@ def parse_arguments(argv):
 # -----------------------------------------------------------------------------
 # Checkpoints
 
-def head_of(path, architecture, module):
-    """The class in the model file for a name in config.json's architectures."""
-    for head in ("ForTokenClassification", "ForSequenceClassification"):
-        if architecture.endswith(head):
-            return getattr(module, head)
-    return module.ForPreTraining
-
-
 def open_model(path):
     """A checkpoint, or an adapter with its base -> model, tokenizer. ValueError if a head has no weights."""
     if is_adapter(path):
         return open_adapter(path)
     config, module = runtime.read_config(path)
     architecture = (config.get("architectures") or ["nothing"])[0]
+    head = next((head for head in lora.TASK_TYPES if architecture.endswith(head)), "ForPreTraining")
     with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
-        model = head_of(path, architecture, module).from_pretrained(path)
-    if model.fresh:
-        raise ValueError(f"{path} holds {architecture}, without {model.fresh[0]}: fine-tune it first")
+        model = getattr(module, head).from_pretrained(path)
+    # masks need neither a pooler nor the head of the sentence task
+    lacking = [name for name in model.fresh if head != "ForPreTraining" or name.startswith("mlm")]
+    if lacking:
+        raise ValueError(f"{path} holds {architecture}, without {lacking[0]}: fine-tune it first")
     return model, tokenizers.load(path)
 
 
@@ -103,20 +91,17 @@ def open_adapter(path):
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{path}/adapter_config.json names no base model")
+    heads = {task_type: head for head, task_type in lora.TASK_TYPES.items()}
+    if adapter.get("task_type") not in heads:
+        raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
+                         f"{' or '.join(heads)}")
     options = {"num_labels": head_size(path)}
-    if os.path.exists(os.path.join(path, "config.json")):
-        config, module = runtime.read_config(path)
-        architecture = config["architectures"][0]
+    if os.path.exists(os.path.join(path, "config.json")):  # ours; PEFT writes none
+        config, _ = runtime.read_config(path)
         options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
-    else:  # PEFT's alone
-        _, module = runtime.read_config(base)
-        heads = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
-        architecture = heads.get(adapter.get("task_type"))
-        if not architecture:
-            raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
-                             f"{' or '.join(heads)}")
+    head = getattr(runtime.read_config(base)[1], heads[adapter["task_type"]])
     with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
-        model = head_of(path, architecture, module).from_pretrained(base, **options)
+        model = head.from_pretrained(base, **options)
     lora.load(model, path)
     lacking = [name for name in model.fresh if not name.startswith(tuple(model.lora["modules_to_save"]))]
     if lacking:
@@ -127,12 +112,12 @@ def open_adapter(path):
 
 def head_size(path):
     """The number of classes of an adapter's classifier."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
     file = os.path.join(path, "adapter_model.safetensors")
     try:
-        with safe_open(file, "pt") as f:
-            sizes = [f.get_slice(key).get_shape()[0] for key in f.keys()
-                     if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
+        sizes = [len(tensor) for key, tensor in load_file(file).items()
+                 if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not sizes:
@@ -163,14 +148,20 @@ def merge(args, model, tokenizer):
 # -----------------------------------------------------------------------------
 # Masks
 
-def read_lines(args):
-    """The texts -> (text, where it came from)."""
+def read_texts(args):
+    """Yields (parts, where) of arguments, --file or standard input: a text, or the two of a pair."""
+    if args.file and args.file.endswith(files.TABLES):
+        examples = tasks.read_file(args.file, args.header, args.text_columns, labelled=False)
+        yield from zip(examples.texts, examples.where)
+        return
     if args.text:
-        return [(text, "the text") for text in args.text]
-    if not args.file:
-        return ((line.rstrip("\r\n"), f"standard input, line {i}") for i, line in enumerate(sys.stdin, 1))
-    column = args.text_columns[0] if args.text_columns else "text"
-    return ((record[column], where) for where, record in files.records(args.file))
+        lines = (("the text", text) for text in args.text)
+    elif args.file:
+        lines = ((where, record["text"]) for where, record in files.records(args.file))
+    else:
+        lines = ((f"standard input, line {i}", line.rstrip("\r\n")) for i, line in enumerate(sys.stdin, 1))
+    for where, line in lines:
+        yield tuple(line.split("\t")), where
 
 
 @torch.no_grad()
@@ -195,39 +186,22 @@ def fill(model, tokenizer, text, top=5):
 def fill_masks(args, model, tokenizer, host):
     if tokenizer.mask_id is None:
         raise ValueError(f"{args.checkpoint}: the tokenizer has no mask token")
-    for text, _ in read_lines(args):
-        if not text.strip():
+    for parts, where in read_texts(args):
+        text = "\t".join(map(str, parts)).strip()
+        if not text:
             continue
         with host.autocast(args.max_length):
-            masks = fill(model, tokenizer, text.strip(), args.top)
+            masks = fill(model, tokenizer, text, args.top)
         if args.json:
-            print(json.dumps({"text": text.strip(), "masks": masks}, ensure_ascii=False), flush=True)
+            print(json.dumps({"text": text, "masks": masks}, ensure_ascii=False), flush=True)
             continue
-        print(text.strip())
+        print(text)
         for i, words in enumerate(masks, 1):
             best = (f"{word.strip() or repr(word)} {p:.3f}" for word, p in words)
             print(f"  mask {i}: " + "  ".join(best), flush=True)
 
 # -----------------------------------------------------------------------------
 # Labels
-
-def read_texts(args, kind):
-    """The texts -> tasks.Examples without labels."""
-    if args.file and args.file.endswith(files.TABLES):
-        examples = tasks.read_file(args.file, args.header, args.text_columns, labelled=False)
-    else:
-        examples = tasks.Examples([], None, [])
-        for text, where in read_lines(args):
-            parts = tuple(text.split("\t"))
-            if len(parts) > 2 or not all(part.strip() for part in parts):
-                raise ValueError(f"{where}: a text, or two with a tab between, is wanted")
-            examples.texts.append(parts)
-            examples.where.append(where)
-        if not examples.texts:
-            raise ValueError("there are no texts")
-    (tasks.split_words if kind == "tokens" else tasks.check_strings)(examples)
-    return examples
-
 
 def make_rows(args, examples, kind, tokenizer, model):
     max_length = min(args.max_length, model.config.longest_row)
@@ -236,7 +210,15 @@ def make_rows(args, examples, kind, tokenizer, model):
 
 def give_labels(args, model, tokenizer, kind, host):
     classes = list(model.config.id2label.values())
-    examples = read_texts(args, kind)
+    examples = tasks.Examples([], None, [])
+    for parts, where in read_texts(args):
+        if len(parts) > 2 or any(isinstance(part, str) and not part.strip() for part in parts):
+            raise ValueError(f"{where}: a text, or two with a tab between, is wanted")
+        examples.texts.append(parts)
+        examples.where.append(where)
+    if not examples.texts:
+        raise ValueError("there are no texts")
+    tasks.check_texts(examples, kind)
     rows = make_rows(args, examples, kind, tokenizer, model)
     outputs = tasks.outputs(model, rows, args.batch_size, host)
     for text, where, output in zip(examples.texts, examples.where, outputs):

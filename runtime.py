@@ -18,10 +18,11 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
+import timeit
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -74,11 +75,13 @@ probability = number(float, lambda x: 0 <= x < 1, "at least 0 and less than 1")
 
 def add_training_flags(p, beta2, eps):
     """The flags of a run's length, rate and optimizer."""
-    add = p.add_argument_group("length and rate").add_argument
+    group = p.add_argument_group("length and rate")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--max_steps", type=positive_int, help="length of the run, in optimizer steps")
     add("--epochs", type=positive, help="or in passes over the data")
     add("--max_minutes", type=positive, help="or in minutes of training, with the schedule fitted to them; "
         "default: 4 of pretraining, on CUDA 10; a task's epochs")
+    add = group.add_argument
     add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 32, "
         "of pretraining on CUDA 256")
     add("--accumulation", type=positive_int, default=1, help="micro-batches a process makes of its share")
@@ -103,27 +106,28 @@ def add_machine_flags(p, dtype=None):
     return add
 
 
+def add_text_flags(add):
+    """How labelled files are read."""
+    add("--text_columns", nargs="+",
+        help="one or two, by name or counted from 1; default: by the usual names")
+    add("--label_column", help="by name or counted from 1; default: by the usual names")
+    add("--header", action=argparse.BooleanOptionalAction,
+        help="in .csv and .tsv; default: if it has the usual names")
+    add("--max_length", type=number(int, lambda n: n >= 8, "at least 8"), default=256,
+        help="tokens; longer texts are cut; predict.py does not remember it")
+
+
 def split_commas(values):
     """["a,b", "c"] -> ["a", "b", "c"], for flags that take several names; None stays."""
     return values and [part for value in values for part in value.split(",") if part]
 
 
-def check_length(args):
-    """ValueError if the length of a run is given in two ways; returns whether it is given at all."""
-    given = [name for name in ("max_steps", "epochs", "max_minutes") if getattr(args, name) is not None]
-    if len(given) > 1:
-        raise ValueError("give one of --max_steps, --epochs and --max_minutes")
-    return bool(given)
-
-
 def choose_device(name):
     """--device, checked; cuda if there is one."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, index = name.partition(":")
-    index = index if colon else "0"
-    devices = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    if not index.isdecimal() or int(index) >= devices.get(kind, 0):
-        raise ValueError(f"--device {name}: this machine has a cpu and {devices['cuda']} cuda devices")
+    gpus = torch.cuda.device_count()
+    if name not in ["cpu", *["cuda"] * (gpus > 0), *(f"cuda:{i}" for i in range(gpus))]:
+        raise ValueError(f"--device {name}: this machine has a cpu and {gpus} cuda devices")
     return name
 
 # -----------------------------------------------------------------------------
@@ -172,17 +176,14 @@ class Host:
 
     def __init__(self, args):
         self.args, self.group, self.signals = args, None, []
-        self.rank, self.world, self.local_rank, self.processes_here = (
+        self.rank, self.world, self.local_rank, processes_here = (
             int(os.environ.get(name, default)) for name, default in (
                 ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
         self.device = torch.device(args.device)
-
-    def __enter__(self):
-        args, gpus = self.args, torch.cuda.device_count()
         if self.device.type == "cuda":
-            if self.processes_here > gpus:
-                raise ValueError(f"{self.processes_here} processes, and this machine has {gpus} GPUs; "
-                                 "--nproc_per_node gives their number")
+            if processes_here > torch.cuda.device_count():
+                raise ValueError(f"{processes_here} processes, and this machine has "
+                                 f"{torch.cuda.device_count()} GPUs; --nproc_per_node gives their number")
             # torch.cuda.set_device refuses a device without an index
             index = self.local_rank if self.world > 1 else self.device.index or 0
             self.device = torch.device("cuda", index)
@@ -191,10 +192,12 @@ class Host:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             # for what the CPUs agree on; reading a corpus may take long, and the others wait for it
             self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // self.processes_here))
+        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes_here))
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
         # a measurement, and all processes must take the same
-        args.dtype = args.dtype or self.once(lambda: pick_dtype(self.device))
+        args.dtype = args.dtype or self.once_per_machine(lambda: pick_dtype(self.device))
+
+    def __enter__(self):
         return self
 
     def __exit__(self, *error):
@@ -205,7 +208,7 @@ class Host:
         if self.rank == 0:
             print(*words, flush=True)
 
-    def once(self, function):
+    def once_per_machine(self, function):
         """Call function in one process of each machine; all get the result of the first, or an error."""
         result = None
         if self.local_rank == 0:
@@ -219,26 +222,22 @@ class Host:
         return results[0]
 
     def gather(self, items):
-        """The lists of all processes, one behind the other."""
+        """The lists of all processes, joined in the order of their ranks."""
         if self.world == 1:
             return items
         parts = [None] * self.world
         dist.all_gather_object(parts, items, group=self.group)
         return [item for part in parts for item in part]
 
+    def sum(self, tensor):
+        """The tensor summed over the processes, in place. On the CPU no GPU has to wait for it."""
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.group if tensor.device.type == "cpu" else None)
+        return tensor
+
     def total(self, *numbers):
         """Each number summed over the processes."""
-        if self.world == 1:
-            return numbers
-        sums = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(sums, group=self.group)
-        return sums.tolist()
-
-    def sum(self, tensor):
-        """The tensor summed over the processes, in place."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        return self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
     def wrap(self, model):
         """DistributedDataParallel; the model itself in a single process."""
@@ -283,22 +282,25 @@ def one_line_errors(script):
     def interrupt(number, frame):
         raise Stop("interrupted", 128 + number)
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    silent = os.environ.get("LOCAL_RANK", "0") != "0"  # of the processes of a machine, one speaks for all
     try:
         yield
         return
     except Stop as stop:
         message, status = stop.args
     except torch.OutOfMemoryError as error:
-        message, status = (f"the GPU's memory is full; raise --accumulation, or lower --batch_size "
-                           f"({first_line(error)})"), 2
+        message, status, silent = (f"the GPU's memory is full; raise --accumulation, or lower --batch_size "
+                                   f"({first_line(error)})"), 2, False
     except (ValueError, OSError) as error:
         message, status = error, 2
-    except torch._dynamo.exc.TorchDynamoException as error:
-        message, status = f"torch.compile failed, do without it: {first_line(error)}", 2
+    except Exception as error:
+        if not type(error).__module__.startswith("torch._dynamo"):  # to name its class takes a second to import
+            raise
+        message, status, silent = f"torch.compile failed; leave out --compile: {first_line(error)}", 2, False
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of the processes of a machine, one
+    if not silent:
         print(f"{script}: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -313,17 +315,9 @@ def pick_dtype(device):
     """bfloat16 if this machine multiplies matrices at least 1.5 times as fast in it."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        a @ b
-        tries = []
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ b
-            tries.append(time.perf_counter() - start)
-        seconds[dtype] = min(tries)
-    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
+    matrices = torch.ones(512, 512), torch.ones(512, 512, dtype=torch.bfloat16)
+    slow, fast = (min(timeit.repeat(lambda: a @ a, number=1, repeat=6)) for a in matrices)
+    return "bfloat16" if slow > 1.5 * fast else "float32"
 
 
 @contextmanager
@@ -363,7 +357,7 @@ def learning_rate(peak, progress, args):
     return peak * min(1.0, (1 - after) / 0.2)
 
 
-def progress(step, elapsed, max_steps, args):
+def share_done(step, elapsed, max_steps, args):
     """The share of the run that is over as a step begins, of its steps or of its minutes; from 1 on it ends.
     elapsed: seconds of training."""
     return (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
@@ -374,6 +368,18 @@ def set_learning_rates(optimizers, progress, args):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(group.setdefault("initial_lr", group["lr"]), progress, args)
+
+
+def mean_of_steps(history, step, kept, host):
+    """history: for each of the last steps, up to `step`, a tensor of this process's share of its loss and the
+    like -> their means over the steps. Stop, with what is `kept`, where one is not finite."""
+    if not history:
+        return []
+    values = host.sum(torch.stack(history))
+    if not values.isfinite().all():
+        bad = step - len(history) + 1 + values.isfinite().all(1).tolist().index(False)
+        raise Stop(f"the loss or its gradient is not finite at step {bad}; {kept}; try a lower --lr", 2)
+    return values.mean(0).tolist()
 
 # -----------------------------------------------------------------------------
 # The log and the disk
@@ -395,16 +401,11 @@ class Log:
         """The line; and the text, which has the same numbers, on the screen."""
         if text:
             self.host.say(text)
-        self.lines.append(json.dumps(line))
-        if not self.waits:
-            self.flush()
-
-    def flush(self):
-        """Write what has waited; nothing waits from now on."""
-        if self.writes and self.lines:
+        self.lines.append(json.dumps(line) + "\n")
+        if self.writes and not self.waits:
             with open(self.file, "a", encoding="utf-8") as f:
-                f.writelines(line + "\n" for line in self.lines)
-        self.lines, self.waits = [], False
+                f.writelines(self.lines)
+            self.lines = []
 
 
 def check_out_dir(flag, out_dir, source, overwrite):
@@ -415,15 +416,14 @@ def check_out_dir(flag, out_dir, source, overwrite):
         resume = "go on with it by --init_from resume, " if "resume.pt" in names else ""
         raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
                          "--overwrite")
-    if os.path.realpath(out_dir) == os.path.realpath(source):
+    if source != "scratch" and os.path.realpath(out_dir) == os.path.realpath(source):
         raise ValueError(f"--{flag} {out_dir} is where this starts from, and would be lost: choose another")
 
 
 def remove_outputs(out_dir, keep=()):
     """Remove what an older run has left in out_dir."""
     for name in set(OUTPUTS) - set(keep):
-        if os.path.exists(os.path.join(out_dir, name)):
-            os.remove(os.path.join(out_dir, name))
+        Path(out_dir, name).unlink(missing_ok=True)
 
 
 def check_disk(flag, folder, needed=0):
@@ -446,8 +446,8 @@ def check_disk(flag, folder, needed=0):
 
 
 def save_files(out_dir, write):
-    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole, or
-    none does. -> the names. OSError where the disk is full."""
+    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole,
+    or none does. -> the names. OSError where the disk is full."""
     folder = os.path.join(out_dir, "saving.tmp")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
@@ -468,4 +468,5 @@ def save_files(out_dir, write):
 
 
 def clock(seconds):
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+    """5025 -> 1:23:45"""
+    return timedelta(seconds=max(0, int(seconds)))

@@ -246,7 +246,7 @@ def prepare(splits, kind=None, classes=None):
         elif not classes and all(map(is_number, first.labels)) and any(float(x) % 1 for x in first.labels):
             kind = "regression"
     for examples in splits.values():
-        (split_words if kind == "tokens" else check_strings)(examples)
+        check_texts(examples, kind)
     if kind == "regression":
         for examples in splits.values():
             for label, where in zip(examples.labels, examples.where):
@@ -315,15 +315,14 @@ def hold_out(examples, kind, share=10):
     return pick(False), pick(True)
 
 
-def check_strings(examples):
-    for text, where in zip(examples.texts, examples.where):
-        if not all(isinstance(part, str) for part in text):
-            raise ValueError(f"{where}: the text is a list; with a list of tags beside it, say --kind tokens")
-
-
-def split_words(examples):
-    """For tokens: the text a list of words, or words between spaces, and a tag for each."""
+def check_texts(examples, kind):
+    """Strings; for tokens, in place, a list of words, which may stand between spaces, and a tag for each."""
     for i, (text, where) in enumerate(zip(examples.texts, examples.where)):
+        if kind != "tokens":
+            if not all(isinstance(part, str) for part in text):
+                raise ValueError(f"{where}: the text is a list; with a list of tags beside it, say --kind "
+                                 "tokens")
+            continue
         if len(text) != 1:
             raise ValueError(f"{where}: {len(text)} text columns; tags go with one, see --text_columns")
         words = text[0].split() if isinstance(text[0], str) else text[0]

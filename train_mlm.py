@@ -101,7 +101,7 @@ def parse_arguments(argv):
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
     args.device = runtime.choose_device(args.device)
-    kind, length_given = args.device.partition(":")[0], runtime.check_length(args)
+    kind, length_given = args.device.partition(":")[0], any(getattr(args, name) for name in LENGTHS)
     args.preset = args.preset or module.DEFAULT_PRESET[kind]
     args.out_dir = args.out_dir or f"out/{args.model}"
     for name, value in DEFAULTS[kind].items():
@@ -130,7 +130,7 @@ def resumed_arguments(p, argv, out_dir):
 
 
 def load_state(out_dir):
-    """The dict that save_state wrote. ValueError if there is none, or if it is damaged."""
+    """The dict that save() wrote. ValueError if there is none, or if it is damaged."""
     file = os.path.join(out_dir, "resume.pt")
     if not os.path.exists(file):
         raise ValueError(f"{out_dir} holds no run to resume: there is no {file}")
@@ -161,7 +161,7 @@ def open_data(args, state, host):
         corpus = data.open_corpus(args.data, args.text_field)
         val_corpus = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
         return data.prepare(corpus, val_corpus, tokenizer, args.vocab_size, args.cache_dir)
-    folder = host.once(prepare)
+    folder = host.once_per_machine(prepare)
     splits, tokenizer = data.load(folder)
     sizes = [len(splits[name].tokens) for name in ("train", "val")]
     host.say(f"{folder}: {sizes[0]:,} training tokens, {sizes[1]:,} for validation, of "
@@ -188,8 +188,8 @@ def open_model(args, tokenizer, state):
     if args.seq_length > model.config.longest_row:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
                          f"{model.config.longest_row} positions")
-    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors, and
-    # the last ones stay until the next are there.
+    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors,
+    # and the last ones stay until the next are there.
     runtime.check_disk("out_dir", args.out_dir, 32 * sum(p.numel() for p in model.parameters()))
     if args.lr is None:
         args.lr = default_lr(model.config) if args.init_from == "scratch" else 5e-5
@@ -226,14 +226,13 @@ def open_rows(args, splits, tokenizer, host):
 def validation_batches(args, rows, host):
     """-> the batches of --eval_rows rows, and the entropy of all validation targets' own frequencies."""
     chosen = np.arange(len(rows))
-    labels = [rows.batch(part)["labels"].ravel() for part in np.array_split(chosen, -(-len(rows) // 256))]
     if 0 < args.eval_rows < len(rows):
         chosen = np.linspace(0, len(rows) - 1, args.eval_rows).astype(int)
     micro = args.batch_size // (args.accumulation * host.world)
     batches = [rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
     if not sum(map(count_targets, batches)):
         raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
-    return batches, data.unigram_nats(np.concatenate(labels))
+    return batches, data.unigram_nats(rows)
 
 
 def count_targets(batch):
@@ -260,11 +259,7 @@ def restore(optimizers, state, host):
             != [sizes(saved["param_groups"]) for saved in state["optimizers"]]):
         raise ValueError("the run to resume had other optimizers than make_optimizers makes now")
     for optimizer, saved in zip(optimizers, state["optimizers"]):
-        options = [{name: value for name, value in group.items() if name != "params"}
-                   for group in optimizer.param_groups]
-        optimizer.load_state_dict(saved)
-        for group, option in zip(optimizer.param_groups, options):
-            group.update(option)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
@@ -274,17 +269,19 @@ def mask_rate(args, progress):
     return args.mask_prob
 
 
-def read_batches(rows, step, progress, args, host):
+def read_batches(rows, step, elapsed, max_steps, args, host):
     """The micro-batches of this process in a step: arrays, of which rows.batch has the shapes."""
+    rate = mask_rate(args, runtime.share_done(step, elapsed, max_steps, args))
     micro = args.batch_size // (args.accumulation * host.world)
     first = step * args.batch_size + host.rank * micro * args.accumulation
-    return [rows.batch(np.arange(first, first + micro) + i * micro, mask_rate(args, progress), args.mask_unit)
+    return [rows.batch(np.arange(first, first + micro) + i * micro, rate, args.mask_unit)
             for i in range(args.accumulation)]
 
 
-def weighted(parts, targets, rows):
-    """The means of a batch, times its targets and its rows: as numbers, or as shares of a whole step. -> a
-    tensor [MLM loss, masked accuracy, sentence loss, sentence accuracy], to be summed over batches."""
+def sums_of(parts, targets, rows):
+    """A model returns means. Times its number of targets, or of rows, each is a sum, which adds up over
+    batches and processes; times its share of them, a part of the mean over a step. -> a tensor of four:
+    MLM loss, masked accuracy, sentence loss, sentence accuracy."""
     mlm_loss, mlm_accuracy = parts["mlm_loss"].float(), parts["mlm_accuracy"]
     if not targets:  # a mean over no targets is NaN
         mlm_loss, mlm_accuracy = mlm_loss.nan_to_num(), mlm_accuracy.nan_to_num()
@@ -292,6 +289,15 @@ def weighted(parts, targets, rows):
     return torch.stack([mlm_loss * targets, mlm_accuracy * targets,
                         parts.get("sentence_loss", zero).float() * rows,
                         parts.get("sentence_accuracy", zero) * rows])
+
+
+def run_length(args, rows, step):
+    """In steps; None where the run is measured in minutes."""
+    if args.dry_run:
+        return step + 3
+    if args.epochs:
+        return max(1, round(args.epochs * len(rows.tokens.tokens) / rows.width / args.batch_size))
+    return args.max_steps
 
 
 @torch.no_grad()
@@ -302,7 +308,7 @@ def evaluate(model, batches, host):
     for batch in batches[host.rank::host.world]:
         with host.autocast(batch["input_ids"].shape[1]):
             _, parts = model(**host.to_device(batch))
-        sums += weighted(parts, count_targets(batch), len(batch["labels"]))
+        sums += sums_of(parts, count_targets(batch), len(batch["labels"]))
     model.train()
     n_targets, n_rows = sum(map(count_targets, batches)), sum(len(batch["labels"]) for batch in batches)
     return (host.sum(sums) / torch.tensor([n_targets] * 2 + [n_rows] * 2, device=host.device)).tolist()
@@ -351,23 +357,12 @@ def save(args, host, model, optimizers, step, elapsed, history):
         runtime.save_files(args.out_dir, write)
 
 
-def check_finite(values, step, saved_step):
-    """values (n, 5) of the n steps up to `step`; Stop where a loss or a gradient is not finite."""
-    finite = values.isfinite().all(1).tolist()
-    if not all(finite):
-        bad = step - len(finite) + 1 + finite.index(False)
-        kept = f"what was saved at step {saved_step} is kept" if saved_step else "nothing had been saved"
-        raise runtime.Stop(f"the loss or its gradient is not finite at step {bad}; {kept}; try a lower --lr",
-                           2)
-    return values
-
-
 class Report:
     """The lines of a run: the same numbers on the screen and in log.jsonl."""
 
     def __init__(self, args, state, host, model, rows, unigram, step, elapsed, max_steps, log):
         self.args, self.host, self.log, self.task = args, host, log, rows.task
-        self.unigram, self.max_steps = unigram, max_steps
+        self.unigram, self.max_steps, self.step_tokens = unigram, max_steps, args.batch_size * args.seq_length
         self.last_step, self.last_time = step, elapsed  # of the last line
         n_parameters = sum(p.numel() for p in model.parameters())
         if state:
@@ -389,27 +384,20 @@ class Report:
             gpu = torch.cuda.get_device_name(host.device).replace("-", " ")
             self.peak = next((PEAK[name] for name in PEAK if re.search(rf"\b{name}\b", gpu)), None)
 
-    def tokens(self, steps):
-        return steps * self.args.batch_size * self.args.seq_length
-
-    def pause(self, seconds):
-        """Evaluating and saving do not count for the speed."""
-        self.last_time += seconds
-
     def training(self, step, means, progress, elapsed):
         """means over the steps since the last line; elapsed in seconds."""
         loss, accuracy, sentence_loss, sentence_accuracy, norm = means
         sentence = dict(sentence_loss=sentence_loss, sentence_accuracy=sentence_accuracy) if self.task else {}
-        lr, tokens = runtime.learning_rate(self.args.lr, progress, self.args), self.tokens(step)
+        lr, tokens = runtime.learning_rate(self.args.lr, progress, self.args), step * self.step_tokens
         step_seconds = (elapsed - self.last_time) / (step - self.last_step)
-        speed, self.last_step, self.last_time = self.tokens(1) / step_seconds, step, elapsed
+        speed, self.last_step, self.last_time = self.step_tokens / step_seconds, step, elapsed
         left = (self.max_steps - step) * step_seconds if self.max_steps else (
             60 * self.args.max_minutes - elapsed)
         mfu = f" | mfu {100 * self.flops * speed / self.host.world / self.peak:.1f}%" if self.peak else ""
         self.log.write(
             f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {loss:.3f} | masked acc {accuracy:.3f}"
             + (f" | {self.task} acc {sentence_accuracy:.3f}" if self.task else "") + f" | lr {lr:.2e} | norm "
-            f"{norm:5.2f} | {speed:,.0f} tok/s{mfu} | {runtime.clock(max(0, left))} left",
+            f"{norm:5.2f} | {speed:,.0f} tok/s{mfu} | {runtime.clock(left)} left",
             step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy, **sentence, lr=lr, grad_norm=norm,
             tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
 
@@ -420,11 +408,11 @@ class Report:
         if val and not math.isfinite(loss):
             raise runtime.Stop(f"the validation loss is not finite; {self.args.out_dir} holds the weights", 2)
         sentence = dict(val_sentence_accuracy=sentence_accuracy) if self.task else {}
-        line = dict(step=step, tokens=self.tokens(step), val_loss=loss, val_masked_accuracy=accuracy,
+        line = dict(step=step, tokens=step * self.step_tokens, val_loss=loss, val_masked_accuracy=accuracy,
                     **sentence, elapsed_s=round(elapsed, 1))
         gap, side = abs(self.unigram - loss), "under" if loss <= self.unigram else "above"
-        text = (f"validation loss {loss:.3f} nats, {gap:.3f} {side} the unigram line, masked acc {accuracy:.3f}"
-                + (f", {self.task} acc {sentence_accuracy:.3f}" if self.task else ""))
+        text = (f"validation loss {loss:.3f} nats, {gap:.3f} {side} the unigram line, masked acc "
+                f"{accuracy:.3f}" + (f", {self.task} acc {sentence_accuracy:.3f}" if self.task else ""))
         if not val:
             return self.log.write(f"step {step:6,} | {text}", **line)
         line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * len(val.tokens) / val.bytes)
@@ -434,33 +422,43 @@ class Report:
 
 
 @torch.no_grad()
-def show_fills(model, rows, tokenizer, host):
-    """Print eight masks from validation text, each alone in its row, and what the model puts there."""
+def show_fills(args, model, rows, tokenizer, host):
+    """Print eight masks from validation text, each alone in its row, what the model puts there, and how to
+    try others."""
     print("\neight masks in held-out text, [truth] in place, and the model's three best:")
-    batch = rows.batch(np.linspace(0, len(rows) - 1, 8).astype(int))
-    batch = {name: array[(batch["labels"] != -100).all(1)] for name, array in batch.items()}
-    ids, position = batch["input_ids"], batch["positions"][:, batch["positions"].shape[1] // 2, None]
-    np.put_along_axis(ids, batch["positions"], batch["labels"], 1)  # the text as it was
-    truths = np.take_along_axis(ids, position, 1)
-    inputs = {name: batch[name] for name in ("input_ids", "token_type_ids") if name in batch}
-    np.put_along_axis(inputs["input_ids"], position, tokenizer.mask_id, 1)
-    logits, _ = model.eval().forward(**host.to_device(inputs | {"positions": position}))
+    batch = rows.batch(np.linspace(0, len(rows) - 1, 8).astype(int), mask_prob=0)  # one target a row
+    batch = {name: array[batch["labels"][:, 0] != -100] for name, array in batch.items()}
+    ids, truths, positions = batch["input_ids"], batch.pop("labels"), batch["positions"]
+    batch.pop("sentence_labels", None)
+    np.put_along_axis(ids, positions, tokenizer.mask_id, 1)  # not a random token, nor the truth
+    logits, _ = model.eval().forward(**host.to_device(batch))
     p, best = logits[:, 0, :tokenizer.vocab_size].float().softmax(-1).topk(3)
-    for row, at, [truth], row_p, row_best in zip(ids, position[:, 0], truths, p.tolist(), best.tolist()):
+    for row, [at], [truth], row_p, row_best in zip(ids, positions, truths, p.tolist(), best.tolist()):
         before = tokenizer.decode(row[max(1, at - 12):at].tolist())
         after = tokenizer.decode(row[at + 1:at + 9].tolist()).strip()
         word, verdict = tokenizer.decode([truth]).strip(), "right" if row_best[0] == truth else "wrong"
         guesses = ", ".join(f"{tokenizer.decode([i])!r} {x:.2f}" for i, x in zip(row_best, row_p))
         print(f"  {verdict}  ...{before} [{word}] {after}...\n         {guesses}")
+    if not args.dry_run:
+        pydoc = args.data == ["pydoc"]
+        text = "The function returns a {} of integers." if pydoc else "The capital of France is {}."
+        print(f"\nnext: python predict.py --checkpoint {args.out_dir} "
+              f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
 
 
-def warm_up(parallel, batch, args, host):
-    """Compiling takes minutes: before the clock starts, and before an old run is overwritten."""
+def wrap(model, batch, args, host):
+    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, with one
+    batch, before the clock starts and before an old run is overwritten."""
+    if not args.compile:
+        return host.wrap(model)
     host.say("compiling ...")
+    model.compile()  # in place: the names of the parameters stay
+    parallel = host.wrap(model)
     with host.autocast(args.seq_length):
         _, parts = parallel(**host.to_device(batch))
-    weighted(parts, 1.0, 1.0).sum().backward()
-    parallel.zero_grad(set_to_none=True)
+    sums_of(parts, 1.0, 1.0).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return parallel
 
 # -----------------------------------------------------------------------------
 # Training
@@ -475,35 +473,27 @@ def train(args, state, host):
     val_batches, unigram = validation_batches(args, val_rows, host)
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
-    max_steps = args.max_steps  # None where the run is measured in minutes
-    if args.epochs:
-        max_steps = max(1, round(args.epochs * len(splits["train"].tokens) / rows.width / args.batch_size))
-    if args.dry_run:
-        max_steps = step + 3
-    if args.compile:
-        model.compile()  # in place: the names of the parameters stay
-    parallel = host.wrap(model)
-    if args.compile:
-        warm_up(parallel, read_batches(rows, step, 0.0, args, host)[0], args, host)
+    max_steps = run_length(args, rows, step)
+    parallel = wrap(model, read_batches(rows, step, elapsed, max_steps, args, host)[0], args, host)
     log = open_log(args, state, host, tokenizer)
     report = Report(args, state, host, model, rows, unigram, step, elapsed, max_steps, log)
 
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
-    start, saved_step = time.time() - elapsed, step
+    start = time.time() - elapsed
+    kept = f"what was saved at step {step} is kept" if step else "nothing had been saved"
     reader = ThreadPoolExecutor(1)  # reads the batches of the next step while this one computes
-    progress = runtime.progress(step, elapsed, max_steps, args)
-    upcoming = reader.submit(read_batches, rows, step, progress, args, host)
+    upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
     while True:
         batches = upcoming.result()
         n_targets = [count_targets(batch) for batch in batches]
-        # every process divides by the same number of targets, and stops at the same step
-        all_targets, signals, elapsed = host.total(sum(n_targets), len(host.signals),
-                                                   (time.time() - start) / host.world)
-        progress = runtime.progress(step, elapsed, max_steps, args)
+        # Every process divides by the same number of targets, and stops at the same step. What is added up of
+        # their clocks is the mean.
+        all_targets, signals, elapsed = host.total(
+            sum(n_targets), len(host.signals), (time.time() - start) / host.world)
+        progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1:
             break
-        upcoming = reader.submit(read_batches, rows, step + 1,
-                                 runtime.progress(step + 1, elapsed, max_steps, args), args, host)
+        upcoming = reader.submit(read_batches, rows, step + 1, elapsed, max_steps, args, host)
 
         # forward and backward, in micro-batches. Each adds its share of the sum over all targets, so that the
         # step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
@@ -514,9 +504,10 @@ def train(args, state, host):
             with host.sync(parallel, last=batch is batches[-1]):
                 with host.autocast(args.seq_length):
                     _, parts = parallel(**host.to_device(batch))
-                shares = weighted(parts, n / max(1, all_targets), len(batch["labels"]) / args.batch_size)
-                loss = shares[0] + args.sentence_weight * shares[2]
-                (loss * host.world).backward()
+                # a step may have no target at all: of words that the tokenizer does not know
+                shares = sums_of(parts, n / max(1, all_targets), len(batch["labels"]) / args.batch_size)
+                mlm_loss, _, sentence_loss, _ = shares
+                ((mlm_loss + args.sentence_weight * sentence_loss) * host.world).backward()
             sums += shares.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
         for optimizer in optimizers:
@@ -530,32 +521,28 @@ def train(args, state, host):
         eval_due = step % args.eval_interval == 0 and step != max_steps
         save_due = step % args.save_interval == 0
         if log_due or eval_due or save_due:
-            values = check_finite(host.sum(torch.stack(history)), step, saved_step)
+            means = runtime.mean_of_steps(history, step, kept, host)
             elapsed = time.time() - start
             if log_due:
-                report.training(step, values.mean(0).tolist(), progress, elapsed)
+                report.training(step, means, progress, elapsed)
                 history = []
             if eval_due:
                 report.validation(step, evaluate(model, val_batches, host), elapsed)
             if save_due:
                 save(args, host, model, optimizers, step, elapsed, history)
-                saved_step = step
-            report.pause(time.time() - start - elapsed)
+                kept = f"what was saved at step {step} is kept"
+            report.last_time += time.time() - start - elapsed  # this does not count for the speed
 
-    if history:
-        check_finite(host.sum(torch.stack(history)), step, saved_step)
+    runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
     elapsed = time.time() - start
     save(args, host, model, optimizers, step, elapsed, history)
     if signals:
-        kept = "nothing was written" if args.dry_run else (
+        advice = "nothing was written" if args.dry_run else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
-        raise runtime.Stop(f"stopped at step {step:,}; {kept}", 128 + (host.signals or [signal.SIGTERM])[0])
+        raise runtime.Stop(f"stopped at step {step:,}; {advice}", 128 + (host.signals or [signal.SIGTERM])[0])
     report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])
     if host.rank == 0:
-        show_fills(model, val_rows, tokenizer, host)
-        text = "The function returns a {}." if args.data == ["pydoc"] else "The capital of France is {}."
-        print(f"\nnext: python predict.py --checkpoint {args.out_dir} "
-              f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
+        show_fills(args, model, val_rows, tokenizer, host)
 
 
 def main(argv=None):

@@ -41,8 +41,9 @@ class Project:
 
     def flags(self, out_dir, *more):
         return ["--preset", "roberta-tiny", "--vocab_size", 600, "--data", self.text_file, "--seq_length", 32,
-                "--batch_size", 8, "--log_interval", 1, "--eval_rows", 32, "--device", "cpu", "--threads", 1,
-                "--dtype", "float32", "--dropout", 0.1, "--out_dir", out_dir, *(more or ("--max_steps", 40))]
+                "--cache_dir", self.text_file.parent / "cache", "--batch_size", 8, "--log_interval", 1,
+                "--eval_rows", 32, "--device", "cpu", "--threads", 1, "--dtype", "float32", "--dropout", 0.1,
+                "--out_dir", out_dir, *(more or ("--max_steps", 40))]
 
     def interrupt(self, out_dir, *more):
         """Ctrl-C at some step after the fifth."""
@@ -95,19 +96,16 @@ def test_muon_beside_adamw_each_with_its_rate(project):
 
 
 def test_a_rate_of_its_own_for_a_group(project):
-    project.run("train_mlm.py", *project.flags("one"))
+    project.run("train_mlm.py", *project.flags("one", "--max_steps", 8))
     project.change("train_mlm.py", "dict(params=others, weight_decay=0.0)",
                    "dict(params=others, weight_decay=0.0, lr=10 * args.lr)")
-    project.run("train_mlm.py", *project.flags("two"))
+    project.run("train_mlm.py", *project.flags("two", "--max_steps", 8))
     assert not project.same_weights("one", "two")
     matrices, vectors = project.state("two")["optimizers"][0]["param_groups"]
     assert vectors["lr"] == pytest.approx(10 * matrices["lr"])
-    project.interrupt("parts")
-    project.resume("parts")
-    assert project.same_weights("two", "parts")
 
 
-@pytest.mark.parametrize("length", [("--max_steps", 40), ("--max_minutes", 0.05)])
+@pytest.mark.parametrize("length", [("--max_steps", 40), ("--max_minutes", 0.02)])
 def test_a_mask_rate_that_falls(length, project):
     """One place, in runs measured in steps and in minutes: 30 % of the tokens at first, 15 % at last."""
     project.change("train_mlm.py", "    return args.mask_prob\n",
@@ -116,7 +114,7 @@ def test_a_mask_rate_that_falls(length, project):
                    "        print('masks', batches[0]['labels'].shape[1])\n        n_targets = [")
     out = project.run("train_mlm.py", *project.flags("falls", *length))
     masks = [int(line.split()[1]) for line in out.splitlines() if line.startswith("masks")]  # of 30 tokens
-    assert masks[0] == 9 and masks[-1] in (4, 5) and masks == sorted(masks, reverse=True) and len(masks) > 20
+    assert masks[0] == 9 and masks[-1] in (4, 5) and masks == sorted(masks, reverse=True) and len(masks) > 10
 
 
 def test_a_model_of_ones_own(project):
@@ -134,11 +132,10 @@ def test_a_model_of_ones_own(project):
     (project.folder / "prenorm.py").write_text(source)
     project.change("runtime.py", 'MODELS = ("bert", "roberta", "albert")',
                    'MODELS = ("bert", "roberta", "albert", "prenorm")')
-    for name, more in (("whole", ("--model", "prenorm", "--max_steps", 40)), ("post", ("--max_steps", 40))):
-        project.run("train_mlm.py", *project.flags(name, *more))
+    project.run("train_mlm.py", *project.flags("whole", "--model", "prenorm", "--max_steps", 40))
     project.interrupt("parts", "--model", "prenorm", "--max_steps", 40)
     project.resume("parts")
-    assert project.same_weights("whole", "parts") and not project.same_weights("whole", "post")
+    assert project.same_weights("whole", "parts")
     assert json.loads((project.folder / "whole" / "config.json").read_text())["model_type"] == "prenorm"
     out = project.run("predict.py", "--checkpoint", "whole", "--json", "A <mask> of the list.")
     assert len(json.loads(out)["masks"][0]) == 5

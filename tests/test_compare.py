@@ -44,7 +44,7 @@ def test_two_runs_two_seeds(flags, tmp_path):
 
 def test_a_signal_goes_to_the_run(flags, tmp_path):
     """To the process that trains, which saves."""
-    argv = flags(tmp_path / "run", "full", "lora", more=["--epochs", "1000"])
+    argv = flags(tmp_path / "run", "full", more=["--epochs", "1000"])
     process = subprocess.Popen([sys.executable, "compare.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -69,3 +69,18 @@ def test_bad_input_is_found_before_the_first_run(runs, more, message, flags, tmp
         compare.main(flags(tmp_path / "out", *runs, more=more))
     assert exit.value.code == 2
     assert message in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_found_before_the_first_run(flags, tmp_path, capsys):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        compare.main(flags(tmp_path, "full", "lora"))
+    assert "lora holds a run already" in capsys.readouterr().err and not (tmp_path / "full").exists()
+
+
+def test_not_under_torchrun(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        compare.main(flags(tmp_path, "full"))
+    assert "leave torchrun out" in capsys.readouterr().err

@@ -479,7 +479,12 @@ def test_ngrams_have_lengths_in_proportion_to_one_over_n():
         assert abs(lengths[length] / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5 + 0.003
 
 
-def test_unigram_nats_by_hand():
-    labels = np.array([[3, 3, 4, 5], [-100, -100, 4, 3]])
-    p = np.array([3, 2, 1]) / 6
-    assert data.unigram_nats(labels) == pytest.approx(-(p * np.log(p)).sum())
+def test_unigram_nats_by_hand(prepared):
+    """Over the targets of all rows, in however many batches they are read."""
+    splits, tokenizer = data.load(prepared)
+    rows = data.Rows(splits["train"], tokenizer, 32)
+    assert len(rows) > 300
+    targets = Counter(rows.batch(np.arange(len(rows)))["labels"].ravel().tolist())
+    assert -100 not in targets
+    p = np.array(list(targets.values())) / targets.total()
+    assert data.unigram_nats(rows) == pytest.approx(-(p * np.log(p)).sum(), rel=1e-12)

@@ -73,8 +73,8 @@ def test_bad_input(base, tmp_path, capsys):
         (["--checkpoint", "/no/such/place", "a <mask>"], "no such directory"),
         ([*checkpoint, "no mask here"], "no [MASK] or <mask> in 'no mask here'"),
         ([*checkpoint, "text", "--file", "x.txt"], "give one of texts, --file, --evaluate and --merge"),
-        ([*checkpoint, "text", "--overwrite"], "--overwrite: that does nothing here"),
-        ([*checkpoint, "text", "--task", "sst2"], "--task: that does nothing here"),
+        ([*checkpoint, "text", "--overwrite"], "--overwrite: no effect here"),
+        ([*checkpoint, "text", "--task", "sst2"], "--task: no effect here"),
         ([*checkpoint, "--file", str(tmp_path / "empty.txt")], "empty.txt is empty"),
         ([*checkpoint, "--evaluate", "x.csv"], "has no classifier to evaluate; fine-tune it first"),
         ([*checkpoint, "--merge", str(tmp_path / "out")], "is no adapter: it has no adapter_config.json"),
@@ -173,3 +173,27 @@ def test_several_labels_are_refused(finetuning, tmp_path, capsys):
     capsys.readouterr()
     assert "gives several labels to a text" in refused(
         ["--checkpoint", str(tmp_path), "x"], capsys)
+
+
+def test_masks_need_neither_a_pooler_nor_a_sentence_head(base, tmp_path, capsys):
+    """As transformers' BertForMaskedLM and AlbertForMaskedLM save it."""
+    for family in ("bert", "albert"):
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(base[family])
+        theirs.save_pretrained(tmp_path / family)
+        tokenizers.load(base[family]).save(tmp_path / family)
+        capsys.readouterr()
+        use(tmp_path / family, "--json", "a [MASK] film")
+        out = capsys.readouterr().out
+        use(base[family], "--json", "a [MASK] film")
+        assert out == capsys.readouterr().out
+
+
+def test_masks_of_a_table(base, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("id,sentence\n1,a [MASK] film\n2,the [MASK]\n")
+    use(base["bert"], "--json", "--file", tmp_path / "a.csv")
+    found = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    use(base["bert"], "--json", "--file", tmp_path / "a.csv", "--text_columns", "2")
+    assert found == ["a [MASK] film", "the [MASK]"] == [
+        json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert "no column 'text'" in refused(
+        ["--checkpoint", base["bert"], "--file", str(tmp_path / "a.csv"), "--text_columns", "text"], capsys)

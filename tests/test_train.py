@@ -360,9 +360,16 @@ def test_help_has_every_default_and_preset(capsys):
             assert said or action.dest in ("max_steps", "epochs"), action.dest
 
 
-def test_dry_run_writes_no_checkpoint(flags, tmp_path):
+def test_dry_run_writes_no_checkpoint(flags, tmp_path, capsys):
     train_mlm.main(flags(tmp_path / "dry", "albert", "--dry_run"))
-    assert not (tmp_path / "dry").exists()
+    assert not (tmp_path / "dry").exists() and "next:" not in capsys.readouterr().out
+
+
+def test_a_folder_called_scratch(flags, tmp_path, monkeypatch):
+    text = flags(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train_mlm.main([*text, "--out_dir", "scratch", "--max_steps", "1"])
+    assert (tmp_path / "scratch" / "resume.pt").exists()
 
 
 def test_training_goes_on_from_a_checkpoint(flags, tmp_path):
@@ -393,7 +400,7 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--sentence_weight", "2"], "roberta has no sentence task"),
     (["--batch_size", "10", "--accumulation", "4"], "does not divide"),
     (["--vocab_size", "100"], "no room for 256 bytes"),
-    (["--epochs", "1"], "give one of"),
+    (["--epochs", "1"], "not allowed with argument --max_steps"),
     (["--max_steps", "0"], "argument --max_steps: 0 is not a positive whole number"),
     (["--mask_prob", "1.5"], "argument --mask_prob: 1.5 is not between 0 and 1"),
     (["--tokenizer", "/no/such/directory"], "no such directory"),
@@ -464,6 +471,16 @@ def test_the_checkpoint_to_start_from_is_not_written_over(flags, tmp_path, capsy
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_a_rate_given_at_resume_counts(flags, tmp_path):
+    """For the optimizer as for the log: the peak of every group, and so the rate."""
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 3))
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "6", "--lr", "1e-5"])
+    [optimizer] = torch.load(tmp_path / "resume.pt", weights_only=True)["optimizers"]
+    logged = [line["lr"] for line in read_log(tmp_path) if line.get("step") == 6 and "lr" in line]
+    for group in optimizer["param_groups"]:
+        assert group["initial_lr"] == 1e-5 and logged == [group["lr"]]
+
+
 def test_flags_of_the_optimizer_count_when_resumed(flags, tmp_path):
     """And the log says what changed; the run may have moved, and its data."""
     text = tmp_path / "text.txt"
@@ -504,7 +521,7 @@ def test_the_parts_of_a_loss_without_targets():
     loss = F.cross_entropy(logits.flatten(0, 1), nothing.flatten(), ignore_index=-100)
     assert loss.isnan()
     parts = {"mlm_loss": loss, "mlm_accuracy": torch.tensor(float("nan"))}
-    shares = train_mlm.weighted(parts, 0.0, 1.0)
+    shares = train_mlm.sums_of(parts, 0.0, 1.0)
     shares[0].backward()
     assert shares.tolist() == [0, 0, 0, 0] and not logits.grad.any()
 

@@ -473,11 +473,11 @@ class Rows:
         place = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
         a, b = by_cut[:-1], by_cut[1:]
         document = np.searchsorted(self.tokens.documents, (first + cut).astype(np.uint64), side="right")
-        can = (place[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
-        a, b = a[can], b[can]
-        does = rng.random(len(a)) < n / max(1, 4 * len(a))
+        eligible = (place[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
+        a, b = a[eligible], b[eligible]
+        swapped = rng.random(len(a)) < n / max(1, 4 * len(a))
         partner = own.copy()
-        partner[a[does]], partner[b[does]] = b[does], a[does]
+        partner[a[swapped]], partner[b[swapped]] = b[swapped], a[swapped]
         return np.stack([cut, start + partner, partner != own, head_end, tail_start])
 
     def text(self, windows):

@@ -294,7 +294,7 @@ def one_line_errors(script):
     except (ValueError, OSError) as error:
         message, status = error, 2
     except Exception as error:
-        if not type(error).__module__.startswith("torch._dynamo"):  # to name its class takes a second to import
+        if not type(error).__module__.startswith("torch._dynamo"):  # its classes take a second to import
             raise
         message, status, silent = f"torch.compile failed; leave out --compile: {first_line(error)}", 2, False
     finally:

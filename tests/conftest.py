@@ -8,6 +8,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers on two cores, and what they start
+
 import numpy as np
 import pytest
 import torch

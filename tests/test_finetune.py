@@ -156,6 +156,16 @@ def test_from_scratch_is_the_control(files, tmp_path):
     transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
+def test_pydoc_task():
+    """No network, packages apart by module, and no paragraph that says its package."""
+    splits = tasks.read_pydoc(smallest=300, largest=100)
+    assert {"python", "torch", "numpy", "pandas"} <= set(splits["train"].labels)
+    assert set(splits["val"].labels) == set(splits["train"].labels)
+    assert not set(splits["train"].texts) & set(splits["val"].texts)
+    assert not any("torch" in text.lower() for text, in splits["train"].texts)
+    assert splits["train"].labels.count("torch") == 100 and splits["val"].labels.count("torch") == 20
+
+
 def test_pydoc_needs_nothing(base, tmp_path, capsys):
     """The default task, two steps of it."""
     finetune.main(["--init_from", base["albert"], "--max_steps", "2", "--out_dir", str(tmp_path), *FAST])

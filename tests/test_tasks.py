@@ -450,16 +450,6 @@ def test_hold_out():
         held_out([f"id {i}" for i in range(50)])  # every row a class of its own
 
 
-def test_pydoc_task():
-    """No network, packages apart by module, and no paragraph that says its package."""
-    splits = tasks.read_pydoc(smallest=300, largest=100)
-    assert {"python", "torch", "numpy", "pandas"} <= set(splits["train"].labels)
-    assert set(splits["val"].labels) == set(splits["train"].labels)
-    assert not set(splits["train"].texts) & set(splits["val"].texts)
-    assert not any("torch" in text.lower() for text, in splits["train"].texts)
-    assert splits["train"].labels.count("torch") == 100 and splits["val"].labels.count("torch") == 20
-
-
 def test_the_hub(monkeypatch):
     """No network here: the client is replaced, and gives what the hub's MRPC and STS-B look like."""
     import datasets

@@ -446,8 +446,8 @@ def check_disk(flag, folder, needed=0):
 
 
 def save_files(out_dir, write):
-    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole,
-    or none does. -> the names. OSError where the disk is full."""
+    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole.
+    -> the names. OSError, with out_dir as it was, where the disk is full."""
     folder = os.path.join(out_dir, "saving.tmp")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:

@@ -230,7 +230,7 @@ class Best:
         self.args, self.host, self.log, self.tokenizer = args, host, log, tokenizer
         self.rows, self.classes, self.score = rows, classes, None
 
-    def update(self, model, seed, step, result):
+    def evaluate_and_keep(self, model, seed, step, result):
         """Evaluate, and save the weights if they are better than all before. result: what this seed has
         reached, a dict that is brought up to date."""
         args = self.args
@@ -364,7 +364,7 @@ def train(args, model, rows, seed, best, log, host):
                       seed=seed, step=step, epoch=epoch, loss=mean_loss, lr=lr,
                       rows_per_s=round(args.batch_size / step_seconds, 1), elapsed_s=round(now - start, 1))
             if eval_due and not args.dry_run:
-                best.update(model, seed, step, result)
+                best.evaluate_and_keep(model, seed, step, result)
             line_step, line_time = step, time.time()
             paused += line_time - now
 
@@ -372,7 +372,8 @@ def train(args, model, rows, seed, best, log, host):
     runtime.mean_of_steps(history, step, best.kept(), host)  # weights that are not finite are not saved
     unseen = not result["curve"] or result["curve"][-1][0] != step
     if step and unseen and not args.dry_run and not (signals and best.score is not None):
-        best.update(model, seed, step, result)  # a budget ended, or a signal came before any evaluation
+        # a budget ended between two evaluations, or a signal came before the first
+        best.evaluate_and_keep(model, seed, step, result)
     if signals:
         raise runtime.Stop(f"stopped at step {step:,}; {best.kept()}",
                            128 + (host.signals or [signal.SIGTERM])[0])
@@ -399,9 +400,10 @@ def training_mb(model, optimizers):
 def finetune(args, host):
     """All seeds, from the flags to the last line."""
     host.say(f"{args.init_from}, {args.train}; {host.describe()}; {args.task or args.train_file}")
-    task_data, task = open_task(args, host)
+    task_data, task = open_task(args, host)  # which also settles args.kind, .metric, .epochs, .class_weights
     tokenizer = open_tokenizer(args, task_data.splits["train"].texts)
     model = open_model(args, tokenizer, task_data.classes, args.seed)
+    # the table's rates are for models 768 wide; narrower ones take higher rates
     args.lr = args.lr or task.lr * 768 / model.config.hidden_size * MODES[args.train]
     max_length, token_types = min(args.max_length, model.config.longest_row), model.config.type_vocab_size > 1
     rows = {name: tasks.Rows(examples, args.kind, tokenizer, max_length, token_types)

@@ -486,8 +486,7 @@ def train(args, state, host):
     while True:
         batches = upcoming.result()
         n_targets = [count_targets(batch) for batch in batches]
-        # Every process divides by the same number of targets, and stops at the same step. What is added up of
-        # their clocks is the mean.
+        # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
         all_targets, signals, elapsed = host.total(
             sum(n_targets), len(host.signals), (time.time() - start) / host.world)
         progress = runtime.share_done(step, elapsed, max_steps, args)
@@ -495,7 +494,7 @@ def train(args, state, host):
             break
         upcoming = reader.submit(read_batches, rows, step + 1, elapsed, max_steps, args, host)
 
-        # forward and backward, in micro-batches. Each adds its share of the sum over all targets, so that the
+        # Forward and backward, in micro-batches. Each adds its share of the sum over all targets, so that the
         # step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
         runtime.set_learning_rates(optimizers, progress, args)
         torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))
@@ -514,9 +513,10 @@ def train(args, state, host):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
+        # the four of sums_of() and the gradient's norm; not .item(), which would wait for the GPU
         history.append(torch.cat([sums, norm.detach().reshape(1) / host.world]))
 
-        # now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.
+        # Now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.
         log_due = step % args.log_interval == 0 or step == 1 or step == max_steps
         eval_due = step % args.eval_interval == 0 and step != max_steps
         save_due = step % args.save_interval == 0

@@ -168,7 +168,7 @@ def open_tokenizer(args, texts):
     return tokenizers.train(name, lines, args.vocab_size)
 
 
-def open_model(args, tokenizer, classes, seed):
+def open_model(args, tokenizer, classes, seed, host):
     """--init_from with a head for the classes of the task, ready to train."""
     torch.manual_seed(seed)
     head = "ForTokenClassification" if args.kind == "tokens" else "ForSequenceClassification"
@@ -179,7 +179,9 @@ def open_model(args, tokenizer, classes, seed):
                        problem_type=None if args.kind == "tokens" else "single_label_classification")
     model = runtime.build_model(model_file(args), head, args, tokenizer, **options)
     choose_trained(model, args)
-    return model
+    if args.compile:
+        model.compile(dynamic=True)  # in place: the names of the parameters stay
+    return model.to(host.device)
 
 
 def model_file(args):
@@ -300,10 +302,7 @@ def run_length(args, per_epoch):
 
 def train(args, model, rows, seed, best, log, host):
     """One seed -> what it reached, a dict. The best weights of all seeds are on the disk."""
-    model.to(host.device)
     optimizers = make_optimizers(model, args)
-    if args.compile:
-        model.compile(dynamic=True)  # in place: the names of the parameters stay
     parallel = host.wrap(model)
     weight = torch.tensor(args.class_weights, device=host.device) if args.class_weights else None
     per_epoch = -(-len(rows) // args.batch_size)
@@ -402,7 +401,7 @@ def finetune(args, host):
     host.say(f"{args.init_from}, {args.train}; {host.describe()}; {args.task or args.train_file}")
     task_data, task = open_task(args, host)  # which also settles args.kind, .metric, .epochs, .class_weights
     tokenizer = open_tokenizer(args, task_data.splits["train"].texts)
-    model = open_model(args, tokenizer, task_data.classes, args.seed)
+    model = open_model(args, tokenizer, task_data.classes, args.seed, host)
     # the table's rates are for models 768 wide; narrower ones take higher rates
     args.lr = args.lr or task.lr * 768 / model.config.hidden_size * MODES[args.train]
     max_length, token_types = min(args.max_length, model.config.longest_row), model.config.type_vocab_size > 1
@@ -425,7 +424,7 @@ def finetune(args, host):
         if args.seeds > 1:
             host.say(f"\nseed {seed}")
         if seed > args.seed:
-            model = open_model(args, tokenizer, task_data.classes, seed)
+            model = open_model(args, tokenizer, task_data.classes, seed, host)
         results.append(train(args, model, rows["train"], seed, best, log, host))
         del model
     if not args.dry_run:

@@ -503,7 +503,7 @@ def read_weights(path):
         # Old files have a buffer of positions, those of 2018 TensorFlow's names for a LayerNorm's parameters.
         return {key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor.float()
                 for key, tensor in weights.items() if not key.endswith("position_ids")}
-    except OSError:
+    except (OSError, MemoryError):  # these say themselves what is wrong
         raise
     except Exception as error:  # damage makes the readers raise errors of every kind
         reason = (str(error) or type(error).__name__).splitlines()[0]

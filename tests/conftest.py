@@ -26,6 +26,11 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+def read_log(out_dir):
+    """The lines of log.jsonl, as dicts."""
+    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """Real English: docstrings of the standard library, a paragraph a line, a blank line between modules."""

@@ -295,6 +295,19 @@ def test_damaged_safetensors(checkpoint, damage):
     refused(path, "is damaged or holds more than tensors")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_too_little_memory_is_not_called_damage(family, tmp_path, monkeypatch):
+    import safetensors.torch
+    module = importlib.import_module(family)
+    module.Encoder(module.Config(**TINY)).save_pretrained(tmp_path)
+
+    def load_file(file):
+        raise MemoryError
+    monkeypatch.setattr(safetensors.torch, "load_file", load_file)
+    with pytest.raises(MemoryError):
+        module.Encoder.from_pretrained(tmp_path)
+
+
 def test_an_index_cannot_reach_outside_its_directory(checkpoint, tmp_path):
     _, path, tensors = checkpoint
     (tmp_path / "inside").mkdir()

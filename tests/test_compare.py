@@ -1,6 +1,5 @@
 """compare.py: several fine-tunings, each a process of finetune.py."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,12 +8,9 @@ from pathlib import Path
 import pytest
 
 import compare
+from conftest import read_log
 
 ROOT = Path(compare.__file__).parent
-
-
-def read_log(out_dir):
-    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

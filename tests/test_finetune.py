@@ -21,7 +21,7 @@ import finetune
 import predict
 import tasks
 import tokenizer as tokenizers
-from conftest import reviews
+from conftest import read_log, reviews
 
 ROOT = Path(finetune.__file__).parent
 MODELS = ("bert", "roberta", "albert")
@@ -37,10 +37,6 @@ def instead_of_epochs(argv, *length):
 
 def use(path, *more):
     predict.main(["--checkpoint", str(path), *map(str, more), *FAST])
-
-
-def read_log(out_dir):
-    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
 
 
 def final(out_dir):

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from pathlib import Path
 
 import datasets
 import peft
@@ -16,16 +15,13 @@ import finetune
 import lora
 import predict
 import tokenizer as tokenizers
+from conftest import read_log
 
 FAST = ["--device", "cpu", "--threads", "1"]
 
 
 def use(path, *more):
     predict.main(["--checkpoint", str(path), *map(str, more), *FAST])
-
-
-def read_log(out_dir):
-    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
 
 
 def final(out_dir):

@@ -25,6 +25,7 @@ import roberta
 import runtime
 import tokenizer as tokenizers
 import train_mlm
+from conftest import read_log
 
 ROOT = Path(train_mlm.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -49,10 +50,6 @@ def flags(text_file, cache):
                 "--threads", "1", "--log_interval", "1", "--eval_interval", "4", "--save_interval", "3",
                 "--eval_rows", "32", *map(str, more)]
     return make
-
-
-def read_log(out_dir):
-    return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
 
 
 def same_run(a, b):

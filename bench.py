@@ -18,12 +18,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.resources import files
 
+import runtime  # before torch: it sets how torch's threads wait
+
 import numpy as np
 import torch
 
 import bert
 import data
-import runtime
 import tasks
 import tokenizer as tokenizers
 

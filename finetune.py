@@ -19,6 +19,8 @@ import signal
 import sys
 import time
 
+import runtime  # before torch: it sets how torch's threads wait
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -26,7 +28,6 @@ from torch.nn import functional as F
 import data
 import files
 import lora
-import runtime
 import tasks
 import tokenizer as tokenizers
 

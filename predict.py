@@ -16,12 +16,13 @@ import os
 import sys
 from contextlib import redirect_stderr
 
+import runtime  # before torch: it sets how torch's threads wait
+
 import numpy as np
 import torch
 
 import files
 import lora
-import runtime
 import tasks
 import tokenizer as tokenizers
 

@@ -111,15 +111,13 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x, attn_mask):
-        B, T, H = x.shape
-        heads = (B, T, self.num_heads, H // self.num_heads)
-        q = self.query(x).view(heads).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
-        k = self.key(x).view(heads).transpose(1, 2)
-        v = self.value(x).view(heads).transpose(1, 2)
+    def forward(self, x, context, attn_mask):
+        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). Mostly both are the same."""
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
+                   for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
-        return self.out(y.transpose(1, 2).reshape(B, T, H))  # (B, nh, T, D) -> (B, T, H)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, nh, Q, D) -> (B, Q, H)
 
 
 class MLP(nn.Module):
@@ -144,8 +142,12 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, attn_mask):
-        x = self.attention_norm(x + self.dropout(self.attention(x, attn_mask)))
+    def forward(self, x, attn_mask, positions=None):
+        """(B, T, H) -> (B, T, H); with positions (B, Q) -> (B, Q, H), computed only there."""
+        context = x
+        if positions is not None:
+            x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, T, H) -> (B, Q, H)
+        x = self.attention_norm(x + self.dropout(self.attention(x, context, attn_mask)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
 
 
@@ -184,13 +186,15 @@ class Encoder(Pretrained):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None):
-        """All (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for padding; None, faster: no padding."""
+    def forward(self, input_ids, token_type_ids=None, attention_mask=None, positions=None):
+        """All (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for padding; None, faster: no padding.
+        positions (B, Q): the only ones that are read -> (B, Q, H), the same numbers sooner: the last layer
+        computes keys and values for all tokens, and the rest only there."""
         x = self.embeddings(input_ids, token_type_ids)
         attn_mask = None if attention_mask is None else attention_mask[:, None, None].bool()  # (B, 1, 1, T)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, attn_mask)
-        return x
+        return self.layers[-1](x, attn_mask, positions)
 
     def pool(self, x):
         """(B, T, H) -> (B, H), a summary of each row read from its first token."""
@@ -232,10 +236,9 @@ class ForPreTraining(Pretrained):
         """
         if sentence_labels is not None:
             raise ValueError("RoBERTa has no sentence task: sentence_labels must be None")
-        x = self.encoder(input_ids, token_type_ids, attention_mask)
         # V is large, and most positions have no target: only the masked ones go through the head.
-        masked = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, T, H) -> (B, K, H)
-        logits = self.mlm(masked, self.encoder.embeddings.word.weight)
+        x = self.encoder(input_ids, token_type_ids, attention_mask, positions)  # (B, K, H)
+        logits = self.mlm(x, self.encoder.embeddings.word.weight)
         if labels is None:
             return logits, None
         mlm_loss, mlm_accuracy = cross_entropy(logits, labels)
@@ -266,7 +269,8 @@ class ForSequenceClassification(Pretrained):
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
         """labels (B,) -> logits (B, L), loss or None."""
-        x = self.encoder(input_ids, token_type_ids, attention_mask)
+        first = torch.zeros_like(input_ids[:, :1])  # the only position that is read
+        x = self.encoder(input_ids, token_type_ids, attention_mask, first)  # (B, 1, H)
         logits = self.classifier(x[:, 0])
         return logits, None if labels is None else classification_loss(logits, labels, self.config)
 

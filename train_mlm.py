@@ -23,11 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pickle import UnpicklingError
 
+import runtime  # before torch: it sets how torch's threads wait
+
 import numpy as np
 import torch
 
 import data
-import runtime
 import tokenizer as tokenizers
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.

@@ -120,14 +120,14 @@ def test_a_mask_rate_that_falls(length, project):
 def test_a_model_of_ones_own(project):
     """Pre-LN as a fourth model: one new file, and its name in one list. It trains, resumes and loads."""
     source = (project.folder / "roberta.py").read_text()
-    begin = source.index("    def forward(self, x, attn_mask):\n        x = self.attention_norm(")
-    end = source.index("class Pretrained(")
-    source = source[:begin] + """    def forward(self, x, attn_mask):
-        x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-""" + source[end:]
+    for line, change in (
+            ("x = self.attention_norm(x + self.dropout(self.attention(x, context, attn_mask)))",
+             "norm = self.attention_norm\n"
+             "        x = x + self.dropout(self.attention(norm(x), norm(context), attn_mask))"),
+            ("return self.mlp_norm(x + self.dropout(self.mlp(x)))",
+             "return x + self.dropout(self.mlp(self.mlp_norm(x)))")):
+        assert source.count(line) == 1
+        source = source.replace(line, change)
     source = source.replace('MODEL_TYPE = "roberta"', 'MODEL_TYPE = "prenorm"')
     (project.folder / "prenorm.py").write_text(source)
     project.change("runtime.py", 'MODELS = ("bert", "roberta", "albert")',

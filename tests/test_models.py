@@ -80,6 +80,12 @@ def test_encoder_equals_transformers(family, more, padding, tmp_path):
         hidden = ours(ids, types, mask)
     close(hidden[real], reference.last_hidden_state[real])
     close(ours.pool(hidden)[real[:, 0]], reference.pooler_output[real[:, 0]])
+    positions = torch.randint(0, ids.shape[1], (len(ids), 3), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        some = ours(ids, types, mask, positions)  # (B, 3, H)
+    read = real.gather(1, positions)
+    at = positions[..., None].expand(-1, -1, hidden.shape[-1])
+    close(some[read], reference.last_hidden_state.gather(1, at)[read])
 
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])
@@ -172,7 +178,7 @@ def test_attention_equals_a_softmax_written_out(family):
     scores = heads(attention.query) @ heads(attention.key).transpose(2, 3) / math.sqrt(12)
     scores = scores.masked_fill(mask[:, None, None] == 0, -math.inf)
     y = (scores.softmax(-1) @ heads(attention.value)).transpose(1, 2).reshape(2, 7, 48)
-    close(attention(x, mask[:, None, None].bool()), attention.out(y))
+    close(attention(x, x, mask[:, None, None].bool()), attention.out(y))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -316,8 +322,9 @@ def test_a_fourth_model_is_one_new_file(tmp_path):
     source = Path(roberta.__file__).read_text(encoding="utf-8")
     for line, change in (
             ('MODEL_TYPE = "roberta" ', 'MODEL_TYPE = "prenorm" '),
-            ("x = self.attention_norm(x + self.dropout(self.attention(x, attn_mask)))",
-             "x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask))"),
+            ("x = self.attention_norm(x + self.dropout(self.attention(x, context, attn_mask)))",
+             "norm = self.attention_norm\n"
+             "        x = x + self.dropout(self.attention(norm(x), norm(context), attn_mask))"),
             ("return self.mlp_norm(x + self.dropout(self.mlp(x)))",
              "return x + self.dropout(self.mlp(self.mlp_norm(x)))")):
         assert source.count(line) == 1

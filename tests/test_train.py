@@ -646,6 +646,28 @@ def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys):
     assert "trained on other text" in error
 
 
+def test_the_random_numbers_of_dropout():
+    """runtime.draw_fast: of a million draws as many as asked for, within four deviations; none at 0, all at 1;
+    pairs of neighbours are independent; any layout; the same for the same seed."""
+    runtime.draw_fast()
+    torch.manual_seed(0)
+    for p in (0.1, 0.5, 0.9):
+        ones = torch.empty(1_000_003).bernoulli_(p)
+        assert set(ones.unique().tolist()) == {0, 1}
+        assert abs(ones.mean().item() - p) < 4 * (p * (1 - p) / 1e6) ** 0.5
+        pairs = (ones[1:] * ones[:-1]).mean().item()
+        assert abs(pairs - p * p) < 4 * (3 * p * p * (1 - p * p) / 1e6) ** 0.5
+    assert not torch.empty(10_000).bernoulli_(0.0).any() and torch.empty(10_000).bernoulli_(1.0).all()
+
+    x = torch.ones(300, 200, dtype=torch.bfloat16).t().requires_grad_()
+    torch.manual_seed(1)
+    y = torch.nn.functional.dropout(x, 0.25)
+    torch.manual_seed(1)
+    assert torch.equal(y, torch.nn.functional.dropout(x, 0.25))
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()) and y[y > 0].unique().item() == pytest.approx(1 / 0.75, rel=4e-3)
+
+
 def test_seeds_steps_and_processes_have_dropout_of_their_own(flags, tmp_path):
     """Also large seeds."""
     seeds = [data.dropout_seed(seed, step, rank)

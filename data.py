@@ -26,6 +26,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Callable
@@ -391,16 +392,32 @@ def dropout_seed(seed, step, rank):
     return int(random_numbers(seed, DROPOUT, step, rank).integers(2**32))
 
 
+def sentence_windows(bounds, W):
+    """Where windows of W tokens begin that cover a stream: each at the sentence that the one before it cut,
+    or where that is longer than a window, within it. bounds: where sentences begin, and the stream's end."""
+    starts, at, i, bounds = [], 0, 0, bounds.tolist()
+    while at < bounds[-1]:
+        starts.append(at)
+        i = bisect_right(bounds, at + W, i, min(i + W + 1, len(bounds))) - 1  # a sentence has a token or more
+        at = bounds[i] if bounds[i] > at else at + W
+    return np.array(starts)
+
+
 class Rows:
     """The rows of `length` tokens that a split is cut into, numbered in the order of training, without end.
 
-    Every row is full. Windows of W tokens are laid over the stream end to end, and when it ends they run on
-    from its beginning: window w holds the tokens (w W + j) mod N. So N tokens of training see every token
-    once, and no two epochs cut the text in the same places. The order is keyed by (seed, epoch).
+    Every row is full: it holds a window of W tokens of the stream. The order is keyed by (seed, epoch).
 
-    task None: [CLS] window [SEP], RoBERTa's FULL-SENTENCES: documents run on, with a [SEP] between them
+    task None: [CLS] window [SEP], RoBERTa's FULL-SENTENCES: documents run on, with a [SEP] between them.
+        Windows lie end to end, and where the stream ends they run on from its beginning: window w holds the
+        tokens (w W + j) mod N. So N tokens of training see every token once, and no two epochs cut the text
+        in the same places.
     task "nsp": [CLS] A [SEP] B [SEP], the window cut at a sentence; label 1: B is another document's
-    task "sop": the same; label 1: the sentences of A and those of B have changed places
+    task "sop": the same; label 1: the sentences of A and those of B have changed places; -100: the window has
+        no two whole sentences of one document
+        With a task windows begin at a sentence and end anywhere. The next one begins with the sentence that
+        was cut, so that an epoch sees that part twice (a fifth of the text in rows of 64 tokens, a seventh in
+        rows of 128) and all of it at least once. Only a sentence of more than W tokens is cut into windows.
     static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's
     """
 
@@ -413,12 +430,23 @@ class Rows:
             raise ValueError(f"{len(tokens.tokens)} tokens of text do not fill one row of {length}")
         self.static, self.plans = static, {}
         N, W = len(tokens.tokens), self.width
-        self.epoch_length = -(-N // W) * W if static else N  # tokens; of whole windows, if they are to recur
+        if task:
+            # where sentences begin, and the end of the last one
+            self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N).astype(np.int64)
+            self.starts = sentence_windows(self.bounds, W)
+        # of an epoch, in tokens; of whole windows, if they are to recur
+        self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if static else N
 
     def windows(self, epoch):
         """The first window of an epoch, and the first of the next one; and the first rows."""
         L, W = self.epoch_length, self.width
         return -(-epoch * L // W), -(-(epoch + 1) * L // W)
+
+    def first(self, windows):
+        """Window numbers -> the places of their first tokens in the stream."""
+        if self.task:
+            return self.starts[windows % len(self.starts)]
+        return windows * self.width % len(self.tokens.tokens)
 
     def __len__(self):
         """Rows in the first epoch."""
@@ -442,32 +470,36 @@ class Rows:
         from; the label; and for SOP the two ends of the text in which A and B change places."""
         start, end = self.windows(epoch)
         W, n = self.width, end - start
-        first = np.arange(start, end) * W % len(self.tokens.tokens)  # where in the stream a window begins
+        own = np.arange(n)
+        first = self.first(start + own)
         rng = random_numbers(self.seed, PAIRS, epoch)
         draw = rng.random(n)
-        # the sentences that begin inside a window, not at its first token, are sentences[low:high]
-        sentences = self.tokens.sentences
-        low = np.searchsorted(sentences, (first + 1).astype(np.uint64))
-        high = np.searchsorted(sentences, (first + W).astype(np.uint64))
-        cut, head_end, tail_start = np.full(n, W // 2), np.zeros(n, np.int64), np.full(n, W)
+        bounds = self.bounds
+        sentences = self.tokens.sentences.astype(np.int64)  # without the first ones of documents
+        if self.task == "sop":  # cut where the sentences on both sides are whole
+            place = np.searchsorted(bounds, sentences)
+            low = np.searchsorted(bounds[place - 1], first)
+            high = np.searchsorted(bounds[place + 1], first + W, side="right")
+        else:
+            low, high = np.searchsorted(sentences, first + 1), np.searchsorted(sentences, first + W)
+        some = high > low
+        cut, head, tail = np.full(n, W // 2), np.zeros(n, np.int64), np.full(n, W)
+        at = sentences[low[some] + (draw[some] * (high - low)[some]).astype(np.int64)]
+        cut[some] = at - first[some]
         if self.task == "sop":
-            # A window begins and ends within sentences. Were A and B to change places whole, a first part
-            # that begins with a capital would give the label away. So the broken sentences stay where they
-            # are, and the whole ones between them change places; without two of those, any two parts do.
-            whole = high - low >= 3
-            head_end[whole] = sentences[low[whole]].astype(np.int64) - first[whole]
-            tail_start[whole] = sentences[high[whole] - 1].astype(np.int64) - first[whole]
-            low, high = low + 1, np.where(whole, high - 1, 0)
-            cut = 1 + (draw * (W - 1)).astype(np.int64)
-        some = high > low  # else the cut is not at a sentence
-        chosen = low[some] + (draw[some] * (high - low)[some]).astype(np.int64)
-        cut[some] = sentences[chosen].astype(np.int64) - first[some]
-        if self.task == "sop":
-            return np.stack([cut, np.arange(start, end), rng.random(n) < 0.5, head_end, tail_start])
+            # What changes places are the whole sentences of the document in which the cut is. What the window
+            # has around them stays, so that no broken sentence and no [SEP] gives the label away.
+            documents = np.append(self.tokens.documents, bounds[-1]).astype(np.int64)
+            after = np.searchsorted(documents, at, side="right")
+            begin = first[some]
+            head[some] = np.maximum(documents[after - 1], bounds[np.searchsorted(bounds, begin)]) - begin
+            last = bounds[np.searchsorted(bounds, begin + W, side="right") - 1]
+            tail[some] = np.minimum(documents[after] - 1, last) - begin
+            label = np.where(some, rng.random(n) < 0.5, -100)
+            return np.stack([cut, start + own, label, head, tail])
 
         # Two windows cut at the same place, in different documents, can exchange their second parts: both
         # rows stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
-        own = np.arange(n)
         shuffled = rng.permutation(n)
         by_cut = shuffled[np.argsort(cut[shuffled], kind="stable")]
         place = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
@@ -478,11 +510,11 @@ class Rows:
         swapped = rng.random(len(a)) < n / max(1, 4 * len(a))
         partner = own.copy()
         partner[a[swapped]], partner[b[swapped]] = b[swapped], a[swapped]
-        return np.stack([cut, start + partner, partner != own, head_end, tail_start])
+        return np.stack([cut, start + partner, partner != own, head, tail])
 
     def text(self, windows):
         """Window numbers (B,) -> their tokens (B, W)."""
-        places = windows[:, None] * self.width + np.arange(self.width)
+        places = self.first(windows)[:, None] + np.arange(self.width)
         return self.tokens.tokens[places % len(self.tokens.tokens)]
 
     def batch(self, rows, mask_prob=0.15, unit="token"):
@@ -498,14 +530,14 @@ class Rows:
 
         text, cut = self.text(window), np.full(len(rows), self.width)  # without a task A is all there is
         if self.task:
-            cut, partner, label, head_end, tail_start = pairs
+            cut, partner, label, head, tail = pairs
         if self.task == "nsp":
             text = np.where(j < cut[:, None], text, self.text(partner))
         if self.task == "sop":
-            for i in np.flatnonzero(label):
-                a, b, c = head_end[i], cut[i], tail_start[i]
+            for i in np.flatnonzero(label == 1):
+                a, b, c = head[i], cut[i], tail[i]
                 text[i, a:c] = np.concatenate([text[i, b:c], text[i, a:b]])
-            cut = np.where(label == 1, head_end + tail_start - cut, cut)
+            cut = np.where(label == 1, head + tail - cut, cut)
         ids = np.full((len(rows), self.length), self.tokenizer.sep_id)
         ids[:, 0] = self.tokenizer.cls_id
         np.put_along_axis(ids, 1 + j + (j >= cut[:, None]), text, axis=1)  # a [SEP] before B

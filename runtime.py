@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -27,9 +28,9 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
-# OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core that
-# it waits for is taken: a step of 34 ms took 75 to 900. After 2,000 turns, some 30 us, they sleep: 65 to 85, and
-# nothing is lost when the machine is quiet. OpenMP reads this as torch loads it: import runtime before torch.
+# OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
+# that it waits for is taken: a step of 34 ms took 75 to 900. After 2,000 turns, some 30 us, they sleep: 65 to
+# 85, and nothing is lost on a quiet machine. OpenMP reads it as torch loads: import runtime before torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
@@ -95,7 +96,8 @@ def add_training_flags(p, beta2, eps):
     add("--accumulation", type=positive_int, default=1, help="micro-batches a process makes of its share")
     add("--lr", type=positive, help="peak learning rate; default: by the model's size, and the task")
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
-        help="of the rate after the warmup; constant falls, too, in the last fifth")
+        help="of the rate after the warmup; constant falls, too, in the end")
+    add("--decay", type=fraction, default=0.2, help="share of the run in which a constant rate falls to 0")
     add("--warmup", type=fraction, default=0.06, help="share of the run")
     add("--weight_decay", type=not_negative, default=0.01, help="of matrices, not of vectors")
     add("--beta1", type=fraction, default=0.9, help="AdamW's")
@@ -332,8 +334,8 @@ def pick_dtype(device):
 
 
 def keep_memory():
-    """glibc returns every large block to the system when it is freed, and the next step waits for its pages to
-    be zeroed, a sixth of its time. Here the process keeps what it had."""
+    """glibc returns every large block to the system when it is freed, and the next step waits for its pages
+    to be zeroed, a sixth of its time. Here the process keeps what it had."""
     if platform.libc_ver()[0] == "glibc":
         M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
         libc = ctypes.CDLL(None)
@@ -344,8 +346,8 @@ def keep_memory():
 OVERRIDES = torch.library.Library("aten", "IMPL")  # they last as long as this object
 
 def draw_fast():
-    """Dropout's random numbers are a fifth of a step on the CPU. With 16 bits for each, and not 53 as PyTorch's,
-    they take a fifth of that; a probability is then a multiple of 1/65,536."""
+    """Dropout's random numbers are a fifth of a step on the CPU. With 16 bits for each, and not 53 as
+    PyTorch's, they take a fifth of that; a probability is then a multiple of 1/65,536."""
     def bernoulli_(tensor, p=0.5, *, generator=None):
         if p in (0, 1):
             return tensor.fill_(p)
@@ -379,12 +381,36 @@ def autocast(device, dtype, length):
         finally:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
+# dense bfloat16 peak in TFLOP/s, from the data sheets
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
+               "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71}
+
+def peak_flops(gpu):
+    """FLOP/s of a GPU of that name; None for one that is not in the table."""
+    gpu = gpu.replace("-", " ")
+    return next((1e12 * peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu)), None)
+
+
+def flops_of_a_row(config, length, masked, sentence_task):
+    """What a pretraining step needs at least for a row of `length` tokens, forward and backward: 6 for each
+    weight and token that it multiplies, and in attention 12 T H for each token that asks T. In the last layer
+    all tokens have keys and values; queries, output and MLP are only for those that a head reads, the masked
+    ones and with a sentence task the first. Look-ups, norms, pooler and optimizer do not count."""
+    T, H, V = length, config.hidden_size, config.vocab_size
+    E = getattr(config, "embedding_size", None)  # ALBERT's, which a matrix takes to H
+    layers = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+    keys = layers * T  # tokens, over the layers
+    queries = (layers - 1) * T + masked + sentence_task
+    products = keys * 2 * H * H + queries * (2 * H * H + 2 * H * config.intermediate_size)
+    products += masked * (H * (E or H) + (E or H) * V) + (T * E * H if E else 0)
+    return 6 * products + 12 * T * H * queries
+
 # -----------------------------------------------------------------------------
 # Learning rates
 
 def learning_rate(peak, progress, args):
     """progress: the share of the run that is over, 0 to 1. Up to the peak in the warmup, then by --schedule:
-    down to 0 along a line or a cosine, or constant until the last fifth of the run."""
+    down to 0 along a line or a cosine, or constant and in the end along a line."""
     if progress < args.warmup:
         return peak * progress / args.warmup
     after = min(1.0, (progress - args.warmup) / (1 - args.warmup))
@@ -392,7 +418,7 @@ def learning_rate(peak, progress, args):
         return peak * (1 - after)
     if args.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * after))
-    return peak * min(1.0, (1 - after) / 0.2)
+    return peak * min(1.0, (1 - progress) / args.decay)
 
 
 def share_done(step, elapsed, max_steps, args):

@@ -15,7 +15,6 @@ import importlib
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -30,20 +29,26 @@ import torch
 
 import data
 import tokenizer as tokenizers
+from muon import Muon
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
+RECIPES = {
+    # what learns most in a run of minutes or hours, measured in results/speedrun.md
+    "fast": dict(optimizer="muon", batch_size=64, dropout=0.0, schedule="constant", decay=0.4,
+                 unigram_bias=True, sinusoids=True),
+    # as published: Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
+    "paper": dict(optimizer="adamw", batch_size=32, dropout=None, schedule="linear", decay=0.2,
+                  unigram_bias=False, sinusoids=False),
+}
 DEFAULTS = {
-    "cpu": dict(seq_length=64, batch_size=32, max_minutes=4.0, log_interval=100, compile=False),
+    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, compile=False),
     "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50, compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
 # what a resumed run may not change
-FIXED = ("model", "preset", "layers", "dropout", "seed", "batch_size", "seq_length", "masking")
+FIXED = ("model", "preset", "layers", "recipe", "optimizer", "dropout", "seed", "batch_size", "seq_length",
+         "masking")
 EVAL_SEED = 0  # validation masks are the same in every run
-
-# dense bfloat16 peak in FLOP/s, from the data sheets
-PEAK = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
-        "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
 def parser():
@@ -54,7 +59,16 @@ def parser():
     add("--preset", help=f"a size: {presets}; default: MODEL-laptop on the CPU, one of 8 to 18 M on CUDA")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
     add("--layers", type=runtime.positive_int, help="default: the preset's")
-    add("--dropout", type=runtime.probability, help="default: the preset's")
+    add("--dropout", type=runtime.probability, help="default: by the recipe; of paper, the preset's")
+    add = p.add_argument_group("recipe").add_argument
+    paper = ", ".join(f"--{name} {value}" for name, value in RECIPES["paper"].items() if value is not None)
+    add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
+        "from scratch, paper from a checkpoint")
+    add("--optimizer", choices=("muon", "adamw"), help="muon: of the matrices between embeddings and outputs")
+    add("--unigram_bias", action=argparse.BooleanOptionalAction,
+        help="start the output bias at the tokens' log-frequencies, and so the loss at the unigram line")
+    add("--sinusoids", action=argparse.BooleanOptionalAction,
+        help="start the position embeddings as sinusoids, from which attention soon finds neighbours")
     add = p.add_argument_group("data").add_argument
     add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
     add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
@@ -82,6 +96,7 @@ def parser():
     add("--eval_rows", type=runtime.not_negative_int, default=1024,
         help="validation rows, evenly spaced; 0: all")
     add("--dry_run", action="store_true", help="set up, take three steps, write no checkpoint")
+    p.set_defaults(**RECIPES["fast"])
     return p
 
 # -----------------------------------------------------------------------------
@@ -93,8 +108,16 @@ def parse_arguments(argv):
     args, state = p.parse_args(argv), None
     if args.init_from == "resume":
         args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model}")
-    elif args.init_from != "scratch" and args.preset:
-        raise ValueError("--preset: a checkpoint has its own size")
+    else:
+        if args.init_from != "scratch" and args.preset:
+            raise ValueError("--preset: a checkpoint has its own size")
+        recipe = args.recipe or ("fast" if args.init_from == "scratch" else "paper")
+        kind = runtime.choose_device(args.device).partition(":")[0]
+        defaults = {"recipe": recipe} | RECIPES[recipe] | DEFAULTS[kind]
+        if any(getattr(args, name) for name in LENGTHS):
+            del defaults["max_minutes"]
+        p.set_defaults(**defaults)
+        args = p.parse_args(argv)
     if p.given(args, ["vocab_size"]) and (
             args.init_from != "scratch" or args.tokenizer and args.tokenizer not in tokenizers.KINDS):
         raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
@@ -102,12 +125,8 @@ def parse_arguments(argv):
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
     args.device = runtime.choose_device(args.device)
-    kind, length_given = args.device.partition(":")[0], any(getattr(args, name) for name in LENGTHS)
-    args.preset = args.preset or module.DEFAULT_PRESET[kind]
+    args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
     args.out_dir = args.out_dir or f"out/{args.model}"
-    for name, value in DEFAULTS[kind].items():
-        if getattr(args, name) is None and not (name in LENGTHS and length_given):
-            setattr(args, name, value)
     runtime.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
         runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
@@ -122,6 +141,8 @@ def resumed_arguments(p, argv, out_dir):
     args = p.parse_args(argv)
     if all(getattr(args, name) is None for name in LENGTHS):
         vars(args).update({name: before[name] for name in LENGTHS})
+    if unknown := set(vars(args)) - set(before):
+        raise ValueError(f"{out_dir} holds a run of an older version, without --{min(unknown)}")
     for name in FIXED:
         if getattr(args, name) != before[name]:
             raise ValueError(f"{out_dir} holds a run with --{name} {before[name]}, and "
@@ -176,7 +197,7 @@ def open_data(args, state, host):
     return splits, tokenizer
 
 
-def open_model(args, tokenizer, state):
+def open_model(args, splits, tokenizer, state):
     """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
     torch.manual_seed(args.seed)
     module = importlib.import_module(args.model)
@@ -193,12 +214,32 @@ def open_model(args, tokenizer, state):
     # and the last ones stay until the next are there.
     runtime.check_disk("out_dir", args.out_dir, 32 * sum(p.numel() for p in model.parameters()))
     if args.lr is None:
-        args.lr = default_lr(model.config) if args.init_from == "scratch" else 5e-5
+        args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
+    if args.init_from == "scratch" and not state:
+        start_informed(model, splits["train"].tokens, args)
     return model
 
 
-def default_lr(config):
+@torch.no_grad()
+def start_informed(model, tokens, args):
+    """Fresh weights that know beforehand what a model learns first: which tokens are common, and where its
+    neighbours stand."""
+    if args.unigram_bias:
+        parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
+        counts = 1 + sum(np.bincount(part, minlength=len(model.mlm.bias)) for part in parts)
+        model.mlm.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+    if args.sinusoids:  # Vaswani et al. 2017, section 3.5
+        table = model.encoder.embeddings.position.weight
+        places, dims = torch.arange(len(table))[:, None], torch.arange(0, table.shape[1], 2)
+        angles = places / 10_000 ** (dims / table.shape[1])
+        waves = torch.stack([angles.sin(), angles.cos()], 2).flatten(1)[:, :table.shape[1]]
+        table.copy_(4 * model.config.initializer_range * waves)
+
+
+def default_lr(config, optimizer):
     """With post-LN a rate that is too high ends at the unigram line: the deeper and wider, the lower."""
+    if optimizer == "muon":
+        return 2e-3
     if config.num_hidden_layers == 1:
         return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
     return 5e-4 if config.hidden_size <= 512 else 1e-4
@@ -221,6 +262,13 @@ def open_rows(args, splits, tokenizer, host):
     if task == "nsp" and val_rows.pairs(0)[2].mean() < 0.3:
         host.say("the validation text has too few documents to pair sentences of different ones: its nsp "
                  "accuracy says little")
+    if task == "sop":
+        share = np.mean(rows.pairs(0)[2] != -100)
+        if not share:
+            raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document to put in "
+                             "order, as ALBERT's second task does; raise --seq_length, or take RoBERTa")
+        host.say(f"{100 * share:.0f}% of the rows have two whole sentences of a document to put in order; the "
+                 "others have no sentence task")
     return rows, val_rows
 
 
@@ -231,23 +279,33 @@ def validation_batches(args, rows, host):
         chosen = np.linspace(0, len(rows) - 1, args.eval_rows).astype(int)
     micro = args.batch_size // (args.accumulation * host.world)
     batches = [rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
-    if not sum(map(count_targets, batches)):
+    if not sum(count_targets(batch)[0] for batch in batches):
         raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
     return batches, data.unigram_nats(rows)
 
 
 def count_targets(batch):
-    return int((batch["labels"] != -100).sum())
+    """Tokens to predict, and pairs of sentences to judge."""
+    return [int((batch[name] != -100).sum()) if name in batch else 0
+            for name in ("labels", "sentence_labels")]
 
 # -----------------------------------------------------------------------------
 # What a step is made of
 
 def make_optimizers(model, args):
-    """A list of optimizers. Every group keeps the rate that it has here as the peak of its schedule."""
-    decayed = [p for p in model.parameters() if p.dim() >= 2]  # matrices and embeddings
-    others = [p for p in model.parameters() if p.dim() < 2]    # biases and LayerNorms
-    groups = [dict(params=decayed, weight_decay=args.weight_decay), dict(params=others, weight_decay=0.0)]
-    return [torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)]
+    """A list of optimizers: Muon for the matrices between embeddings and outputs, AdamW for the rest; or AdamW
+    for all. Every group keeps the rate that it has here as the peak of its schedule."""
+    hidden = [] if args.optimizer == "adamw" else [
+        module.weight for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
+    groups = [dict(params=[p for p in rest if p.dim() >= 2], weight_decay=args.weight_decay),
+              dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0)]  # biases and LayerNorms
+    adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
+    if not hidden:
+        return [adamw]
+    return [adamw, Muon(hidden, lr=2 * args.lr, weight_decay=args.weight_decay,  # once was worse, and 4 times
+                        dtype=getattr(torch, args.dtype))]
 
 
 def restore(optimizers, state, host):
@@ -279,17 +337,16 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
             for i in range(args.accumulation)]
 
 
-def sums_of(parts, targets, rows):
-    """A model returns means. Times its number of targets, or of rows, each is a sum, which adds up over
-    batches and processes; times its share of them, a part of the mean over a step. -> a tensor of four:
-    MLM loss, masked accuracy, sentence loss, sentence accuracy."""
-    mlm_loss, mlm_accuracy = parts["mlm_loss"].float(), parts["mlm_accuracy"]
-    if not targets:  # a mean over no targets is NaN
-        mlm_loss, mlm_accuracy = mlm_loss.nan_to_num(), mlm_accuracy.nan_to_num()
-    zero = torch.zeros_like(mlm_loss)
-    return torch.stack([mlm_loss * targets, mlm_accuracy * targets,
-                        parts.get("sentence_loss", zero).float() * rows,
-                        parts.get("sentence_accuracy", zero) * rows])
+def sums_of(parts, targets, pairs):
+    """A model returns means over its targets and its pairs of sentences. Times their number each is a sum,
+    which adds up over batches and processes; times its share of them, a part of the mean over a step. -> a
+    tensor of four: MLM loss, masked accuracy, sentence loss, sentence accuracy."""
+    sums, zero = [], torch.zeros_like(parts["mlm_loss"])
+    for task, weight in (("mlm", targets), ("sentence", pairs)):
+        for name in ("loss", "accuracy"):
+            mean = parts.get(f"{task}_{name}", zero).float()
+            sums.append(mean * weight if weight else 0 * mean.nan_to_num())  # a mean over none is NaN
+    return torch.stack(sums)
 
 
 def run_length(args, rows, step):
@@ -297,7 +354,7 @@ def run_length(args, rows, step):
     if args.dry_run:
         return step + 3
     if args.epochs:
-        return max(1, round(args.epochs * len(rows.tokens.tokens) / rows.width / args.batch_size))
+        return max(1, round(args.epochs * rows.epoch_length / rows.width / args.batch_size))
     return args.max_steps
 
 
@@ -309,19 +366,11 @@ def evaluate(model, batches, host):
     for batch in batches[host.rank::host.world]:
         with host.autocast(batch["input_ids"].shape[1]):
             _, parts = model(**host.to_device(batch))
-        sums += sums_of(parts, count_targets(batch), len(batch["labels"]))
+        sums += sums_of(parts, *count_targets(batch))
     model.train()
-    n_targets, n_rows = sum(map(count_targets, batches)), sum(len(batch["labels"]) for batch in batches)
-    return (host.sum(sums) / torch.tensor([n_targets] * 2 + [n_rows] * 2, device=host.device)).tolist()
-
-
-def flops_per_token(config, seq_length, masked):
-    """Forward and backward: 6 for each weight that multiplies a token, 12 L H T for attention."""
-    H, E = config.hidden_size, getattr(config, "embedding_size", config.hidden_size)
-    layers = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
-    weights = layers * (4 * H * H + 2 * H * config.intermediate_size) + (E * H if E != H else 0)
-    head = (H * E + E * config.vocab_size) * masked / seq_length
-    return 6 * (weights + head) + 12 * layers * H * seq_length
+    n_targets, n_pairs = map(sum, zip(*map(count_targets, batches)))
+    counts = torch.tensor([n_targets, n_targets, max(1, n_pairs), max(1, n_pairs)], device=host.device)
+    return (host.sum(sums) / counts).tolist()
 
 # -----------------------------------------------------------------------------
 # What a run leaves and says
@@ -380,10 +429,10 @@ class Report:
                  f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss "
                  "below it.")
         masked = max(1, round(args.mask_prob * rows.width))
-        self.flops, self.peak = flops_per_token(model.config, args.seq_length, masked), None
-        if host.device.type == "cuda" and args.dtype == "bfloat16":  # MFU, on the GPUs of the table
-            gpu = torch.cuda.get_device_name(host.device).replace("-", " ")
-            self.peak = next((PEAK[name] for name in PEAK if re.search(rf"\b{name}\b", gpu)), None)
+        row_flops = runtime.flops_of_a_row(model.config, args.seq_length, masked, bool(rows.task))
+        self.flops, self.peak = row_flops / args.seq_length, None  # of a token
+        if host.device.type == "cuda" and args.dtype == "bfloat16":
+            self.peak = runtime.peak_flops(torch.cuda.get_device_name(host.device))
 
     def training(self, step, means, progress, elapsed):
         """means over the steps since the last line; elapsed in seconds."""
@@ -457,7 +506,7 @@ def wrap(model, batch, args, host):
     parallel = host.wrap(model)
     with host.autocast(args.seq_length):
         _, parts = parallel(**host.to_device(batch))
-    sums_of(parts, 1.0, 1.0).sum().backward()
+    sums_of(parts, *count_targets(batch)).sum().backward()
     model.zero_grad(set_to_none=True)
     return parallel
 
@@ -469,7 +518,7 @@ def train(args, state, host):
     origin = f"{args.preset} from scratch" if args.init_from == "scratch" else f"from {args.init_from}"
     host.say(f"{args.model}, {origin}; {host.describe()}; text: {' '.join(args.data)}")
     splits, tokenizer = open_data(args, state, host)
-    model = open_model(args, tokenizer, state).to(host.device)
+    model = open_model(args, splits, tokenizer, state).to(host.device)
     rows, val_rows = open_rows(args, splits, tokenizer, host)
     val_batches, unigram = validation_batches(args, val_rows, host)
     optimizers = make_optimizers(model, args)
@@ -486,10 +535,10 @@ def train(args, state, host):
     upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
     while True:
         batches = upcoming.result()
-        n_targets = [count_targets(batch) for batch in batches]
+        counts = [count_targets(batch) for batch in batches]
         # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
-        all_targets, signals, elapsed = host.total(
-            sum(n_targets), len(host.signals), (time.time() - start) / host.world)
+        all_targets, all_pairs, signals, elapsed = host.total(
+            *map(sum, zip(*counts)), len(host.signals), (time.time() - start) / host.world)
         progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1:
             break
@@ -500,12 +549,12 @@ def train(args, state, host):
         runtime.set_learning_rates(optimizers, progress, args)
         torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))
         sums = torch.zeros(4, device=host.device)
-        for batch, n in zip(batches, n_targets):
+        for batch, (targets, pairs) in zip(batches, counts):
             with host.sync(parallel, last=batch is batches[-1]):
                 with host.autocast(args.seq_length):
                     _, parts = parallel(**host.to_device(batch))
                 # a step may have no target at all: of words that the tokenizer does not know
-                shares = sums_of(parts, n / max(1, all_targets), len(batch["labels"]) / args.batch_size)
+                shares = sums_of(parts, targets / max(1, all_targets), pairs / max(1, all_pairs))
                 mlm_loss, _, sentence_loss, _ = shares
                 ((mlm_loss + args.sentence_weight * sentence_loss) * host.world).backward()
             sums += shares.detach()

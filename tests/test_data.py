@@ -232,21 +232,38 @@ def unmasked(batch):
 
 
 def test_every_token_is_seen_exactly_once_an_epoch(rows):
-    """Nothing is dropped and nothing repeated; an epoch ends inside a row, whose rest belongs to the next."""
+    """Nothing is dropped and nothing repeated; an epoch ends inside a row, whose rest belongs to the next.
+    With a sentence task a sentence that a row cuts off is seen again, whole."""
     N, W = len(rows.tokens.tokens), rows.width
     start = 0
     for epoch in range(3):
         first, end = rows.windows(epoch)
         assert first == start and sorted(rows.plan(epoch)[0]) == list(range(first, end))
         start = end
-    seen = np.bincount(np.arange(start * W) % N, minlength=N)
-    assert seen.min() >= 3 and seen.max() <= 4 and (seen == 4).sum() < W
+    places = (rows.first(np.arange(start))[:, None] + np.arange(W)) % N
+    seen = np.bincount(places.ravel(), minlength=N)
+    if rows.task:
+        assert set(seen) <= {3, 6}
+    else:
+        assert seen.min() >= 3 and seen.max() <= 4 and (seen == 4).sum() < W
     batch = rows.batch(np.arange(len(rows)))
     ours = Counter(unmasked(batch).ravel().tolist())
     separators = Counter({rows.tokenizer.cls_id: len(rows),
                           rows.tokenizer.sep_id: len(rows) * (2 if rows.task else 1)})
-    stream = Counter(np.resize(rows.tokens.tokens, len(rows) * W).tolist())
-    assert ours == stream + separators
+    assert ours == Counter(rows.tokens.tokens[places[:len(rows)].ravel()].tolist()) + separators
+
+
+@pytest.mark.parametrize("length", [16, 48])
+def test_windows_begin_at_sentences(prepared, length):
+    """All but those inside a sentence that is longer than a window; none begins later than it could."""
+    splits, tokenizer = data.load(prepared)
+    rows = data.Rows(splits["train"], tokenizer, length, "nsp")
+    W, N = rows.width, len(rows.tokens.tokens)
+    bounds = sorted({*rows.tokens.documents.tolist(), *rows.tokens.sentences.tolist()}) + [N]
+    assert rows.starts[0] == 0 and max(rows.starts) + W >= N
+    for before, start in zip(rows.starts.tolist(), rows.starts[1:].tolist()):
+        reachable = [bound for bound in bounds if before < bound <= before + W]
+        assert start == (reachable[-1] if reachable else before + W)
 
 
 def test_order_pairs_and_masks_follow_from_seed_epoch_and_row(rows):
@@ -317,57 +334,60 @@ def test_dynamic_masks_differ_between_epochs(prepared):
 @pytest.mark.parametrize("task", ["nsp", "sop"])
 def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
     splits, tokenizer = data.load(prepared)
-    rows = data.Rows(splits["train"], tokenizer, 48, task, seed=1)
+    rows = data.Rows(splits["train"], tokenizer, 48 if task == "nsp" else 128, task, seed=1)
     stream = rows.tokens.tokens.astype(np.int64)
-    W, n, tested = rows.width, len(rows), Counter()
+    W, N, n, tested = rows.width, len(stream), len(rows), Counter()
     batch = rows.batch(np.arange(n))
     ids, types, labels = unmasked(batch), batch["token_type_ids"], batch["sentence_labels"]
-    order, (cut, partner, _, head_end, tail_start) = rows.plan(0)[0], rows.pairs(0)
-    sentences = set(rows.tokens.sentences.tolist())
+    order, (cut, partner, _, head, tail) = rows.plan(0)[0], rows.pairs(0)
+    sentences, documents = rows.tokens.sentences.tolist(), [*rows.tokens.documents.tolist(), N]
     for row in range(n):
         w = order[row]
+        start = rows.starts[w]
         a, b = ids[row][types[row] == 0][1:-1], ids[row][types[row] == 1][:-1]
-        window = stream[(w * W + np.arange(W)) % len(stream)]
-        starts = sorted(set(range(w * W + 1, w * W + W)) & sentences)
-        if len(starts) >= (1 if task == "nsp" else 3):
-            assert w * W + cut[w] in starts
-        if task == "sop":
-            whole = (starts[0] - w * W, starts[-1] - w * W) if len(starts) >= 3 else (0, W)
-            assert (head_end[w], tail_start[w]) == whole and head_end[w] < cut[w] < tail_start[w]
-        if labels[row] == 0:
+        window = stream[(start + np.arange(W)) % N]
+        at = start + cut[w]
+        if task == "nsp":
+            cuts = [s for s in sentences if start < s < start + W]
+        else:  # of whole sentences that follow each other in one document
+            bounds = [s for s in sorted(sentences + documents) if start <= s <= start + W]
+            cuts = [s for s in bounds[1:-1] if s not in documents]
+        assert at in cuts if cuts else labels[row] == -100 or task == "nsp"
+        if task == "sop" and cuts:
+            low, high = max(d for d in documents if d <= at), min(d for d in documents if d > at)
+            part = [s for s in bounds if low <= s <= high]
+            assert start + head[w] == part[0] and part[0] < at
+            assert start + tail[w] == (high - 1 if part[-1] == high else part[-1]) > at  # without its [SEP]
+        if labels[row] in (0, -100):
             assert np.array_equal(np.concatenate([a, b]), window) and len(a) == cut[w]
         elif task == "sop":
-            one, two = window[head_end[w]:cut[w]], window[cut[w]:tail_start[w]]
-            assert np.array_equal(a, np.concatenate([window[:head_end[w]], two]))
-            assert np.array_equal(b, np.concatenate([one, window[tail_start[w]:]]))
+            one, two = window[head[w]:cut[w]], window[cut[w]:tail[w]]
+            assert np.array_equal(a, np.concatenate([window[:head[w]], two]))
+            assert np.array_equal(b, np.concatenate([one, window[tail[w]:]]))
         else:
-            other = partner[w] * W + cut[w]
+            other = rows.starts[partner[w]] + cut[w]
             assert np.array_equal(a, window[:cut[w]])
-            assert np.array_equal(b, stream[(other + np.arange(len(b))) % len(stream)])
-            place = [np.searchsorted(rows.tokens.documents, at, side="right")
-                     for at in (w * W + cut[w], other)]
+            assert np.array_equal(b, stream[(other + np.arange(len(b))) % N])
+            place = [np.searchsorted(documents, position, side="right") for position in (at, other)]
             assert place[0] != place[1]
         tested[int(labels[row])] += 1
-    assert abs(tested[1] / n - 0.5) < 3 * 0.5 / n ** 0.5 + 0.02
+    used = tested[0] + tested[1]
+    assert used == n if task == "nsp" else used > n / 2
+    assert abs(tested[1] / used - 0.5) < 3 * 0.5 / used ** 0.5 + 0.02
 
 
 def test_the_sop_label_cannot_be_read_off_the_edges(prepared):
-    """Whether a part begins or ends at a sentence must say nothing about their order."""
+    """Both parts of every labelled row begin and end at whole sentences, whatever their order."""
     splits, tokenizer = data.load(prepared)
     rows = data.Rows(splits["train"], tokenizer, 128, "sop")
-    cut, _, label, head_end, _ = rows.pairs(0)
-    W, starts = rows.width, set(splits["train"].sentences.tolist()) | set(splits["train"].documents.tolist())
-    edges = {0: Counter(), 1: Counter()}
-    for w in range(len(rows)):
-        swapped = label[w] == 1
-        second = head_end[w] if swapped else cut[w]  # where in the window the second part of the row begins
-        opening = cut[w] if swapped and head_end[w] == 0 else 0  # and the first
-        edges[label[w]][(w * W + opening in starts, w * W + second in starts)] += 1
-    n = {y: sum(edges[y].values()) for y in edges}
-    for edge in edges[0] | edges[1]:
-        p = (edges[0][edge] + edges[1][edge]) / sum(n.values())
-        error = (p * (1 - p) * (1 / n[0] + 1 / n[1])) ** 0.5
-        assert abs(edges[0][edge] / n[0] - edges[1][edge] / n[1]) < 4 * error + 0.01, edges
+    cut, _, label, head, tail = rows.pairs(0)
+    ends = {*rows.tokens.sentences.tolist(), *rows.tokens.documents.tolist()}
+    ends |= {end - 1 for end in ends} | {len(rows.tokens.tokens) - 1}  # at the [SEP] of a document
+    for w in np.flatnonzero(label != -100):
+        assert {rows.starts[w] + head[w], rows.starts[w] + cut[w], rows.starts[w] + tail[w]} <= ends
+    assert rows.tokenizer.sep_id not in [
+        token for w in np.flatnonzero(label != -100)
+        for token in rows.tokens.tokens[rows.starts[w] + head[w]:rows.starts[w] + tail[w]]]
 
 
 def test_too_little_text_for_a_row_is_said(prepared):

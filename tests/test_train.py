@@ -44,8 +44,9 @@ def flags(text_file, cache):
     def make(out_dir, model="roberta", *more):
         size = [] if "--init_from" in more else ["--preset", f"{model}-tiny"]
         size += [] if {"--init_from", "--tokenizer"} & set(more) else ["--vocab_size", "600"]
+        length = "96" if model == "albert" else "32"  # has room for two whole sentences
         return ["--model", model, *size, "--data", str(text_file),
-                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", "32",
+                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", length,
                 "--batch_size", "32", "--max_steps", "10", "--device", "cpu", "--dtype", "float32",
                 "--threads", "1", "--log_interval", "1", "--eval_interval", "4", "--save_interval", "3",
                 "--eval_rows", "32", *map(str, more)]
@@ -85,10 +86,12 @@ def refused(argv, capsys, main=train_mlm.main):
 # -----------------------------------------------------------------------------
 # resuming
 
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
 @pytest.mark.parametrize("model", ["bert", "roberta", "albert"])
-def test_ten_steps_equal_five_and_five(model, flags, tmp_path):
+def test_ten_steps_equal_five_and_five(model, recipe, flags, tmp_path):
     """Dropout is on: its masks are keyed by the step too. The schedule is that of ten steps in both."""
-    train_mlm.main(flags(tmp_path / "ten", model, "--dropout", "0.1"))
+    more = ("--dropout", "0.1", "--recipe", recipe)
+    train_mlm.main(flags(tmp_path / "ten", model, *more))
 
     clip, calls = torch.nn.utils.clip_grad_norm_, []
     def interrupt_the_fifth(*arguments):
@@ -99,7 +102,7 @@ def test_ten_steps_equal_five_and_five(model, flags, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt_the_fifth)
         with pytest.raises(SystemExit) as exit:
-            train_mlm.main(flags(tmp_path / "five", model, "--dropout", "0.1"))
+            train_mlm.main(flags(tmp_path / "five", model, *more))
     assert exit.value.code == 130
     assert torch.load(tmp_path / "five" / "resume.pt", weights_only=True)["step"] == 5
     train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "five")])
@@ -215,19 +218,59 @@ def test_attention_on_the_cpu(dtype, length, fused):
 
 
 def test_learning_rate_by_hand():
-    args = train_mlm.parser().parse_args(["--lr", "1", "--warmup", "0.1"])
+    args = train_mlm.parser().parse_args(["--lr", "1", "--warmup", "0.1", "--decay", "0.4"])
     def rate(schedule, progress):
         args.schedule = schedule
         return round(runtime.learning_rate(args.lr, progress, args), 6)
     assert [rate("linear", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("cosine", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
-    assert [rate("constant", p) for p in (0.05, 0.5, 0.82, 0.91, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert [rate("constant", p) for p in (0.05, 0.5, 0.6, 0.8, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_the_recipes_are_what_they_say(flags, tmp_path):
+    """A flag beats its recipe; from a checkpoint the recipe is paper; the log has the whole."""
+    cases = {"fast": (), "mixed": ("--recipe", "fast", "--optimizer", "adamw", "--decay", 0.25),
+             "paper": ("--recipe", "paper"), "more": ("--init_from", str(tmp_path / "fast"))}
+    logs = {}
+    for name, more in cases.items():
+        train_mlm.main(flags(tmp_path / name, "roberta", "--max_steps", 1, *more))
+        logs[name] = read_log(tmp_path / name)[0]
+    fast, paper = train_mlm.RECIPES["fast"], train_mlm.RECIPES["paper"]
+    own = {"batch_size": 32}  # among the flags
+    assert logs["fast"] | fast | own == logs["fast"]
+    assert logs["mixed"] | fast | own | {"optimizer": "adamw", "decay": 0.25} == logs["mixed"]
+    for name in ("paper", "more"):
+        assert logs[name] | paper | own == logs[name] and logs[name]["recipe"] == "paper"
+
+
+def test_a_fast_run_starts_at_the_unigram_line(flags, tmp_path):
+    """The output bias is the training tokens' log-frequencies, counted by hand; position t has the sines and
+    cosines of t / 10000^(2i / H), beginning at any multiple."""
+    argv = flags(tmp_path / "run", "roberta", "--max_steps", 1, "--lr", 1e-9)
+    train_mlm.main(argv)
+    log = read_log(tmp_path / "run")
+    gap = math.log(600) - log[0]["unigram_nats"]  # where a run begins that knows no frequencies
+    assert gap > 1.4 and abs(log[1]["loss"] - log[0]["unigram_nats"]) < gap / 2
+    model = roberta.ForPreTraining.from_pretrained(tmp_path / "run")
+    cache = Path(argv[argv.index("--cache_dir") + 1])
+    [folder] = cache.glob(f"*-{log[0]['fingerprints']['data']}")
+    counts = Counter(np.fromfile(folder / "train.bin", np.uint16).tolist())
+    n = sum(counts.values()) + 600
+    for token in (4, 50, 300, 599):
+        assert model.mlm.bias[token].item() == pytest.approx(math.log((counts[token] + 1) / n), abs=1e-5)
+    table = model.encoder.embeddings.position.weight
+    H = table.shape[1]
+    scale = table[0, 1].item()  # cos 0
+    for t, i in ((1, 0), (7, 3), (20, 40)):
+        angle = t / 10000 ** (2 * i / H)
+        assert table[t, 2 * i].item() == pytest.approx(scale * math.sin(angle), abs=1e-5)
+        assert table[t, 2 * i + 1].item() == pytest.approx(scale * math.cos(angle), abs=1e-5)
 
 
 def test_sentence_weight_by_hand(flags, tmp_path):
     """The gradient is g + w s, so the square of its norm at the same weights is a parabola in w."""
     squares = []
-    for w in (0, 1, 2, 3):
+    for w in (0, 10, 20, 30):
         train_mlm.main(flags(tmp_path / str(w), "albert", "--max_steps", 1, "--sentence_weight", w))
         log = read_log(tmp_path / str(w))
         squares.append(next(line["grad_norm"] for line in log if "grad_norm" in line) ** 2)
@@ -236,23 +279,30 @@ def test_sentence_weight_by_hand(flags, tmp_path):
     assert squares[2] - 2 * squares[1] + squares[0] > 0.01  # 2 |s|^2
 
 
-def test_weight_decay_is_on_matrices_only():
-    args = train_mlm.parser().parse_args(["--lr", "1", "--weight_decay", "0.5"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_is_on_matrices_only(optimizer):
+    args = train_mlm.parser().parse_args(["--lr", "1", "--weight_decay", "0.5", "--optimizer", optimizer,
+                                          "--dtype", "float32"])
     model = bert.ForPreTraining(bert.Config(**bert.PRESETS["bert-tiny"]))
-    [optimizer] = train_mlm.make_optimizers(model, args)
-    decayed, kept = optimizer.param_groups
+    adamw, *muon = train_mlm.make_optimizers(model, args)
+    decayed, kept = adamw.param_groups
     assert decayed["weight_decay"] == 0.5 and all(p.dim() == 2 for p in decayed["params"])
     assert kept["weight_decay"] == 0.0 and all(p.dim() == 1 for p in kept["params"])
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+    count = len(decayed["params"]) + len(kept["params"])
+    if optimizer == "muon":  # the matrices of two layers, the pooler's and the MLM head's
+        [group] = muon[0].param_groups
+        assert group["weight_decay"] == 0.5 and group["lr"] == 2 and len(group["params"]) == 2 * 6 + 2
+        count += len(group["params"])
+    assert count == len(list(model.parameters()))
 
 
 def test_flops_by_hand():
-    """bert-base at 512 tokens: 6 x 85 M weights in the layers, 12 L H T for attention, the head at 77
-    positions."""
+    """bert-base, rows of 512 tokens with 77 masks: eleven layers of 12 H^2 weights and attention to 512
+    tokens; of the twelfth keys and values everywhere, the rest at 78 positions, the head at the masks."""
     config = bert.Config(**bert.PRESETS["bert-base"])
-    head = (768 * 768 + 768 * 30522) * 77 / 512
-    by_hand = 6 * (12 * 12 * 768 ** 2 + head) + 12 * 12 * 768 * 512
-    assert train_mlm.flops_per_token(config, 512, 77) == pytest.approx(by_hand)
+    products = 512 * (11 * 12 + 2) * 768 ** 2 + 78 * 10 * 768 ** 2 + 77 * (768 * 768 + 768 * 30522)
+    by_hand = 6 * products + 12 * 512 * 768 * (11 * 512 + 78)
+    assert runtime.flops_of_a_row(config, 512, 77, True) == pytest.approx(by_hand)
 
 # -----------------------------------------------------------------------------
 # what a run leaves
@@ -472,10 +522,12 @@ def test_a_rate_given_at_resume_counts(flags, tmp_path):
     """For the optimizer as for the log: the peak of every group, and so the rate."""
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 3))
     train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "6", "--lr", "1e-5"])
-    [optimizer] = torch.load(tmp_path / "resume.pt", weights_only=True)["optimizers"]
+    adamw, muon = torch.load(tmp_path / "resume.pt", weights_only=True)["optimizers"]
     logged = [line["lr"] for line in read_log(tmp_path) if line.get("step") == 6 and "lr" in line]
-    for group in optimizer["param_groups"]:
+    for group in adamw["param_groups"]:
         assert group["initial_lr"] == 1e-5 and logged == [group["lr"]]
+    [group] = muon["param_groups"]
+    assert group["initial_lr"] == 2e-5 and group["lr"] == pytest.approx(2 * logged[0])
 
 
 def test_flags_of_the_optimizer_count_when_resumed(flags, tmp_path):
@@ -647,8 +699,8 @@ def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys):
 
 
 def test_the_random_numbers_of_dropout():
-    """runtime.draw_fast: of a million draws as many as asked for, within four deviations; none at 0, all at 1;
-    pairs of neighbours are independent; any layout; the same for the same seed."""
+    """runtime.draw_fast: of a million draws as many as asked for, within four deviations; none at 0, all at
+    1; pairs of neighbours are independent; any layout; the same for the same seed."""
     runtime.draw_fast()
     torch.manual_seed(0)
     for p in (0.1, 0.5, 0.9):

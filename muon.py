@@ -1,0 +1,55 @@
+"""
+Muon in one file: momentum, with every update of a matrix made orthogonal.
+
+    matrices = [p for p in model.parameters() if p.dim() == 2]         # hidden ones; no embeddings, no heads
+    optimizers = [Muon(matrices, lr=2e-3), torch.optim.AdamW(others, lr=2e-3)]
+
+Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
+rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. torch.optim.Muon
+computes the same, matrix by matrix; here matrices of one shape go through the products together, and in
+float32 too.
+"""
+
+import torch
+
+
+class Muon(torch.optim.Optimizer):
+    """params: matrices (out, in). steps, dtype: of the Newton-Schulz iteration."""
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, steps=5, dtype=torch.bfloat16):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():
+                updates = []
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(average, group["momentum"]))  # Nesterov's
+                updates = orthogonal(torch.stack(updates).to(self.dtype), group["steps"])
+                # an orthogonal update has a root mean square of 1 / sqrt(max(shape)), AdamW's about 0.2
+                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                for p, update in zip(params, updates):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+def orthogonal(x, steps=5):
+    """(n, out, in) -> about U Vᵀ of each matrix's U S Vᵀ: an odd polynomial, applied `steps` times, brings
+    the singular values to between 0.7 and 1.2."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT  # the products are cheaper
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
+        x = torch.baddbmm(x, polynomial, x, beta=a)                     # a x + (b G + c G G) x
+    return x.mT if tall else x

@@ -34,11 +34,11 @@ from muon import Muon
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
     # what learns most in a run of minutes or hours, measured in results/speedrun.md
-    "fast": dict(optimizer="muon", batch_size=64, dropout=0.0, schedule="constant", decay=0.4,
-                 unigram_bias=True, sinusoids=True),
+    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, dropout=0.0, schedule="constant",
+                 decay=0.4, unigram_bias=True, sinusoids=True),
     # as published: Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
-    "paper": dict(optimizer="adamw", batch_size=32, dropout=None, schedule="linear", decay=0.2,
-                  unigram_bias=False, sinusoids=False),
+    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, dropout=None, schedule="linear",
+                  decay=0.2, unigram_bias=False, sinusoids=False),
 }
 DEFAULTS = {
     "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, compile=False),
@@ -79,7 +79,7 @@ def parser():
     add("--cache_dir", default="cache", help="for token files")
     add = p.add_argument_group("masking").add_argument
     add("--seq_length", type=runtime.positive_int, help="tokens in a row; default: 64, on CUDA 128")
-    add("--mask_prob", type=runtime.fraction, default=0.15, help="share of the tokens to predict")
+    add("--mask_prob", type=runtime.fraction, help="share of the tokens to predict; validation has 0.15")
     add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
@@ -239,7 +239,7 @@ def start_informed(model, tokens, args):
 def default_lr(config, optimizer):
     """With post-LN a rate that is too high ends at the unigram line: the deeper and wider, the lower."""
     if optimizer == "muon":
-        return 2e-3
+        return 2e-3 if config.num_hidden_layers == 1 else 1e-3 if config.hidden_size <= 512 else 5e-4
     if config.num_hidden_layers == 1:
         return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
     return 5e-4 if config.hidden_size <= 512 else 1e-4
@@ -265,10 +265,10 @@ def open_rows(args, splits, tokenizer, host):
     if task == "sop":
         share = np.mean(rows.pairs(0)[2] != -100)
         if not share:
-            raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document to put in "
-                             "order, as ALBERT's second task does; raise --seq_length, or take RoBERTa")
-        host.say(f"{100 * share:.0f}% of the rows have two whole sentences of a document to put in order; the "
-                 "others have no sentence task")
+            raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document to "
+                             "put in order, as ALBERT's second task does; raise --seq_length, or take RoBERTa")
+        host.say(f"{100 * share:.0f}% of the rows have two whole sentences of a document to put in order; "
+                 "the others have no sentence task")
     return rows, val_rows
 
 
@@ -293,8 +293,8 @@ def count_targets(batch):
 # What a step is made of
 
 def make_optimizers(model, args):
-    """A list of optimizers: Muon for the matrices between embeddings and outputs, AdamW for the rest; or AdamW
-    for all. Every group keeps the rate that it has here as the peak of its schedule."""
+    """A list of optimizers: Muon for the matrices between embeddings and outputs, AdamW for the rest; or
+    AdamW for all. Every group keeps the rate that it has here as the peak of its schedule."""
     hidden = [] if args.optimizer == "adamw" else [
         module.weight for module in model.modules()
         if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2]

@@ -43,25 +43,27 @@ def train(flags, seed):
     with open(os.path.join(os.path.dirname(HERE), out_dir, "log.jsonl"), encoding="utf-8") as f:
         first, *lines = map(json.loads, f)
     under = [line["elapsed_s"] for line in lines if line.get("val_loss", 9) <= 5.0]
-    return dict(command=" ".join(["python", *command]), seed=seed, under_5_s=min(under, default=None),
+    speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
+    return dict(command=" ".join(["python", *command]), seed=seed, tokens_per_s=statistics.median(speeds),
+                under_5_s=min(under, default=None) if "--eval_interval" in flags else None,
                 parameters=first["parameters"], unigram_nats=first["unigram_nats"], **lines[-1])
 
 
 def table(runs):
     """Markdown: a line for each change, means over its seeds."""
-    lines = ["| change | validation loss | perplexity | nats per byte | steps | tokens | time | under 5.0 "
+    lines = ["| change | flags | validation loss | perplexity | steps | tokens | seconds | of them to 5.0 "
              "nats | seeds |", "|---|---|---|---|---|---|---|---|---|"]
     for change in dict.fromkeys(run["change"] for run in runs):
         same = [run for run in runs if run["change"] == change]
         mean = {name: statistics.mean(run[name] for run in same)
-                for name in ("val_loss", "perplexity", "nats_per_byte", "step", "tokens", "elapsed_s")}
+                for name in ("val_loss", "perplexity", "step", "tokens", "elapsed_s")}
         spread = f" ± {statistics.stdev(run['val_loss'] for run in same):.3f}" if len(same) > 1 else ""
         under = [run["under_5_s"] for run in same]
+        flags = f"`{same[0]['flags']}`" if same[0]["flags"] else ""
         lines.append(
-            f"| {change} `{same[0]['flags'] or ' '}` | **{mean['val_loss']:.3f}**{spread} | "
-            f"{mean['perplexity']:.1f} | {mean['nats_per_byte']:.3f} | {mean['step']:,.0f} | "
-            f"{mean['tokens'] / 1e6:.1f} M | {mean['elapsed_s']:.0f} s | "
-            f"{'-' if None in under else f'{statistics.mean(under):.0f} s'} | {len(same)} |")
+            f"| {change} | {flags} | **{mean['val_loss']:.3f}**{spread} | {mean['perplexity']:.1f} | "
+            f"{mean['step']:,.0f} | {mean['tokens'] / 1e6:.1f} M | {mean['elapsed_s']:.0f} | "
+            f"{'not measured' if None in under else f'{statistics.mean(under):.0f}'} | {len(same)} |")
     return lines
 
 
@@ -69,7 +71,8 @@ def write(runs):
     with open(os.path.join(HERE, "speedrun.json"), "w", encoding="utf-8") as f:
         json.dump(runs, f, indent=1)
     lines = ["# Speed-run", "", "Written by `python results/speedrun.py`; the command of every run is in "
-             "`speedrun.json`. " + "; ".join(sorted({run["machine"] for run in runs})) + ".", ""]
+             "`speedrun.json`. " + "; ".join(sorted({run["machine"] for run in runs})) + ". The seconds are "
+             "a fair budget only where the machine was as quiet: compare the tokens, too.", ""]
     for task in dict.fromkeys(run["task"] for run in runs):
         same = [run for run in runs if run["task"] == task]
         lines += [f"## {task}", "", f"`{same[0]['command'].split(' --seed')[0]}`, unigram line "
@@ -88,8 +91,8 @@ def main():
     task, changes, base = "Four minutes of the first command", FIRST, "--model roberta "
     if args.wiki:
         task, changes = "Three epochs of bert-10m", WIKI
-        base = (f"--model bert --preset bert-10m --data {args.wiki}/train-2M.txt --val_data "
-                f"{args.wiki}/valid.txt --tokenizer {args.wiki} --seq_length 128 --epochs 3 --eval_interval 100 ")
+        base = (f"--model bert --preset bert-10m --data {args.wiki}/train-2M.txt --val_data {args.wiki}/"
+                f"valid.txt --tokenizer {args.wiki} --seq_length 128 --epochs 3 --eval_interval 100 ")
     runs = []
     if os.path.exists(os.path.join(HERE, "speedrun.json")):
         with open(os.path.join(HERE, "speedrun.json"), encoding="utf-8") as f:

@@ -29,8 +29,8 @@ from datetime import timedelta
 from pathlib import Path
 
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
-# that it waits for is taken: a step of 34 ms took 75 to 900. After 2,000 turns, some 30 us, they sleep: 65 to
-# 85, and nothing is lost on a quiet machine. OpenMP reads it as torch loads: import runtime before torch.
+# that it waits for is taken: a step of 36 ms takes 124 to 131. If they sleep after 2,000 turns it takes 85 to
+# 101, and 3 % more when quiet (bench.py neighbour). OpenMP reads it as torch loads: import runtime before it.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch

@@ -416,7 +416,7 @@ class Rows:
     task "sop": the same; label 1: the sentences of A and those of B have changed places; -100: the window has
         no two whole sentences of one document
         With a task windows begin at a sentence and end anywhere. The next one begins with the sentence that
-        was cut, so that an epoch sees that part twice (a fifth of the text in rows of 64 tokens, a seventh in
+        was cut, so that an epoch sees that part twice (a quarter of the text in rows of 64 tokens, a sixth in
         rows of 128) and all of it at least once. Only a sentence of more than W tokens is cut into windows.
     static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's
     """

@@ -310,9 +310,8 @@ def train(args, model, rows, seed, best, log, host):
     max_steps, eval_interval = run_length(args, per_epoch), args.eval_interval or per_epoch
     result = dict(seed=seed, score=None, since_best=0, curve=[])
 
-    step, history = 0, []  # history: the loss of each step since the last line
-    start = line_time = time.time()
-    line_step, paused = 0, 0.0  # paused: seconds of evaluating and saving
+    step, line_step, history = 0, 0, []  # history: the loss of each step since the last line
+    start, line_time, paused = time.time(), time.time(), 0.0  # paused: seconds of evaluating and saving
     while True:
         if step % per_epoch == 0:  # a new order of the rows
             order = data.random_numbers(seed, data.ORDER, step // per_epoch)

@@ -518,6 +518,23 @@ def test_the_checkpoint_to_start_from_is_not_written_over(flags, tmp_path, capsy
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_a_run_of_an_older_version_is_refused(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    del state["args"]["decay"]
+    torch.save(state, tmp_path / "resume.pt")
+    capsys.readouterr()
+    assert "a run of an older version, without --decay" in refused(
+        ["--init_from", "resume", "--out_dir", str(tmp_path)], capsys)
+
+
+def test_no_row_with_two_sentences(flags, tmp_path, capsys):
+    """ALBERT's second task has nothing to put in order."""
+    (tmp_path / "long.txt").write_text("\n\n".join(["and so on " * 60] * 60), encoding="utf-8")
+    error = refused(flags(tmp_path / "run", "albert", "--data", str(tmp_path / "long.txt")), capsys)
+    assert "no row of 96 tokens has two whole sentences" in error and not (tmp_path / "run").exists()
+
+
 def test_a_rate_given_at_resume_counts(flags, tmp_path):
     """For the optimizer as for the log: the peak of every group, and so the rate."""
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 3))

@@ -265,8 +265,8 @@ def open_rows(args, splits, tokenizer, host):
     if task == "sop":
         share = np.mean(rows.pairs(0)[2] != -100)
         if not share:
-            raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document, which "
-                             "ALBERT's second task puts in order; raise --seq_length, or take RoBERTa")
+            raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document for "
+                             "ALBERT's second task to put in order; raise --seq_length, or take RoBERTa")
         host.say(f"{100 * share:.0f}% of the rows have two whole sentences of a document to put in order; "
                  "the others have no sentence task")
     return rows, val_rows

@@ -10,21 +10,18 @@ Use a checkpoint: one of ours, or any BERT, RoBERTa or ALBERT of the hub; an ada
 Texts are arguments, a file, or the lines of standard input; a tab separates the two of a pair.
 """
 
-import io
 import json
 import os
 import sys
-from contextlib import redirect_stderr
 
 import runtime  # before torch: it sets how torch's threads wait
 
 import numpy as np
-import torch
 
 import files
+import inference
 import lora
 import tasks
-import tokenizer as tokenizers
 
 
 def parser():
@@ -65,79 +62,10 @@ def parse_arguments(argv):
     return args
 
 # -----------------------------------------------------------------------------
-# Checkpoints
-
-def open_model(path):
-    """A checkpoint, or an adapter with its base -> model, tokenizer. ValueError if a head has no weights."""
-    if is_adapter(path):
-        return open_adapter(path)
-    config, module = runtime.read_config(path)
-    architecture = (config.get("architectures") or ["nothing"])[0]
-    head = next((head for head in lora.TASK_TYPES if architecture.endswith(head)), "ForPreTraining")
-    with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
-        model = getattr(module, head).from_pretrained(path)
-    # masks need neither a pooler nor the head of the sentence task
-    lacking = [name for name in model.fresh if head != "ForPreTraining" or name.startswith("mlm")]
-    if lacking:
-        raise ValueError(f"{path} holds {architecture}, without {lacking[0]}: fine-tune it first")
-    return model, tokenizers.load(path)
-
-
-def is_adapter(path):
-    return os.path.isfile(os.path.join(path, "adapter_config.json"))
-
-
-def open_adapter(path):
-    adapter = lora.read_config(path)
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{path}/adapter_config.json names no base model")
-    heads = {task_type: head for head, task_type in lora.TASK_TYPES.items()}
-    if adapter.get("task_type") not in heads:
-        raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
-                         f"{' or '.join(heads)}")
-    options = {"num_labels": head_size(path)}
-    if os.path.exists(os.path.join(path, "config.json")):  # ours; PEFT writes none
-        config, _ = runtime.read_config(path)
-        options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
-    head = getattr(runtime.read_config(base)[1], heads[adapter["task_type"]])
-    with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
-        model = head.from_pretrained(base, **options)
-    lora.load(model, path)
-    lacking = [name for name in model.fresh if not name.startswith(tuple(model.lora["modules_to_save"]))]
-    if lacking:
-        raise ValueError(f"{path}: neither the adapter nor its base {base} has {lacking[0]}")
-    own = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path))
-    return model, tokenizers.load(path if own else base)
-
-
-def head_size(path):
-    """The number of classes of an adapter's classifier."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    file = os.path.join(path, "adapter_model.safetensors")
-    try:
-        sizes = [len(tensor) for key, tensor in load_file(file).items()
-                 if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not sizes:
-        raise ValueError(f"{path} has no classifier")
-    return sizes[0]
-
-
-def kind_of(model, path):
-    """What the model gives: "words" for masks, or a kind of tasks.py."""
-    head = type(model).__name__
-    if model.config.problem_type == "multi_label_classification":
-        raise ValueError(f"{path} gives several labels to a text; predict.py gives one")
-    if head.endswith("ForSequenceClassification"):
-        return "regression" if model.config.num_labels == 1 else "classification"
-    return "tokens" if head.endswith("ForTokenClassification") else "words"
-
+# Merging
 
 def merge(args, model, tokenizer):
-    if not is_adapter(args.checkpoint):
+    if not inference.is_adapter(args.checkpoint):
         raise ValueError(f"--merge: {args.checkpoint} is no adapter: it has no adapter_config.json")
     def write(folder):
         lora.merge(model).save_pretrained(folder)
@@ -165,25 +93,6 @@ def read_texts(args):
         yield tuple(line.split("\t")), where
 
 
-@torch.no_grad()
-def fill(model, tokenizer, text, top=5):
-    """-> for each mask in the text, as [MASK] or <mask>, a list of (word, probability), best first.
-
-    Several masks are filled independently of each other, as in pretraining. ValueError if there is none.
-    """
-    mask = tokenizer.special_tokens["mask"]
-    ids = tokenizer.encode(text.replace("[MASK]", mask).replace("<mask>", mask), specials=True)
-    ids = torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]], device=model.mlm.bias.device)
-    positions = (ids[0] == tokenizer.mask_id).nonzero().T  # (1, K)
-    if positions.numel() == 0:
-        raise ValueError(f"no [MASK] or <mask> in {text!r}")
-    logits, _ = model(ids, positions)
-    logits = logits[0, :, :tokenizer.vocab_size]  # a model may have more ids, to fill up its matrix
-    probabilities, best = logits.float().softmax(-1).topk(min(top, tokenizer.vocab_size))  # (K, top)
-    return [[(tokenizer.decode([i]), p) for i, p in zip(best_ids, best_p)]
-            for best_ids, best_p in zip(best.tolist(), probabilities.tolist())]
-
-
 def fill_masks(args, model, tokenizer, host):
     if tokenizer.mask_id is None:
         raise ValueError(f"{args.checkpoint}: the tokenizer has no mask token")
@@ -192,7 +101,7 @@ def fill_masks(args, model, tokenizer, host):
         if not text:
             continue
         with host.autocast(args.max_length):
-            masks = fill(model, tokenizer, text, args.top)
+            masks = inference.fill(model, tokenizer, text, args.top)
         if args.json:
             print(json.dumps({"text": text, "masks": masks}, ensure_ascii=False), flush=True)
             continue
@@ -272,11 +181,11 @@ def evaluate(args, model, tokenizer, kind, host):
 def predict(args, host):
     if args.merge:
         runtime.check_out_dir("merge", args.merge, args.checkpoint, args.overwrite)
-    model, tokenizer = open_model(args.checkpoint)
+    model, tokenizer = inference.open_model(args.checkpoint)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"{args.checkpoint}: the tokenizer has {tokenizer.vocab_size} ids, the model "
                          f"{model.config.vocab_size}")
-    kind = kind_of(model, args.checkpoint)
+    kind = inference.kind_of(model, args.checkpoint)
     if args.merge:
         return merge(args, model, tokenizer)
     model.to(host.device)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import bert
 import data
+import inference
 import predict
 import roberta
 import runtime
@@ -314,7 +315,7 @@ def test_a_run_is_a_checkpoint_that_transformers_opens(model, flags, tmp_path, c
     theirs, report = transformers.AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    ours, our_tokenizer = predict.open_model(str(tmp_path))
+    ours, our_tokenizer = inference.open_model(str(tmp_path))
     ids = tokenizer(text.replace("<mask>", tokenizer.mask_token), return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == [our_tokenizer.cls_id, *our_tokenizer.encode(
         text.replace("<mask>", our_tokenizer.special_tokens["mask"]), specials=True), our_tokenizer.sep_id]

@@ -232,6 +232,8 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
         return folder
     print(f"reading {corpus.name} ...", flush=True)
     splits = {"train": corpus.documents, "val": validation.documents} if validation else hold_out(corpus)
+    for doubt in doubts(splits["train"]()):
+        print(f"  {corpus.name}: {doubt}", flush=True)
     if trained_here:
         print(f"training a {tokenizer} tokenizer of {vocab_size:,} ids on {corpus.name}", flush=True)
         start = time.time()
@@ -260,6 +262,28 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
             if not os.path.isdir(folder):  # else another process was as fast, with the same result
                 raise
     return folder
+
+
+def doubts(documents, n=20_000):
+    """What may be wrong with a text, judged by its first n paragraphs -> a list of sentences."""
+    paragraphs = ((i, paragraph) for i, document in enumerate(documents) for paragraph in document)
+    words, seen, size, repeated, letters = {}, set(), 0, 0, 0  # words: of each document
+    for i, paragraph in itertools.islice(paragraphs, n):
+        words[i] = words.get(i, 0) + paragraph.count(" ") + 1
+        size += len(paragraph)
+        repeated += len(paragraph) * (paragraph in seen)
+        letters += sum(map(str.isalpha, paragraph)) + paragraph.count(" ")
+        seen.add(paragraph)
+    found = []
+    if repeated > 0.1 * size:
+        found.append(f"{100 * repeated / size:.0f}% of the text are paragraphs that were there before; a "
+                     "masked language model learns them by heart and its loss stays high: remove them")
+    if size and np.median(list(words.values())) < 10:
+        found.append("half of the documents have less than 10 words; a blank line is to stand between "
+                     "documents, not between lines")
+    if letters < 0.7 * size:
+        found.append(f"only {100 * letters / size:.0f}% of the characters are letters and spaces: is it text?")
+    return found
 
 
 def hold_out(corpus):

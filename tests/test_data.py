@@ -499,6 +499,24 @@ def test_ngrams_have_lengths_in_proportion_to_one_over_n():
         assert abs(lengths[length] / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5 + 0.003
 
 
+def test_what_may_be_wrong_with_a_text_is_said():
+    good = [["The first paragraph of a document has words enough.", "The second one, too."]]
+    assert data.doubts(good) == []
+    repeated, = data.doubts(good * 4)  # three quarters were there before
+    assert repeated.startswith("75% of the text are paragraphs that were there before")
+    short, = data.doubts([["A line of words."], ["Another one."], good[0]])
+    assert "half of the documents have less than 10 words" in short
+    numbers, = data.doubts([["1.5 2.5 a 3.5 4.5 5.5 6.5 7.5 8.5 9.5 10.5"]])
+    assert "only 26% of the characters are letters and spaces" in numbers  # 1 letter, 10 spaces, of 43
+
+
+def test_preparing_says_it_once(tmp_path, capsys):
+    file = write(tmp_path / "a.txt", "The same line with words enough to be a document.\n\n" * 300)
+    for expected in (1, 0):  # the second time the token files are there
+        data.prepare(data.open_corpus([file]), None, "wordpiece", 60, str(tmp_path / "cache"))
+        assert capsys.readouterr().out.count("% of the text are paragraphs that were there before") == expected
+
+
 def test_unigram_nats_by_hand(prepared):
     """Over the targets of all rows, in however many batches they are read."""
     splits, tokenizer = data.load(prepared)

@@ -17,6 +17,8 @@ import lora
 import runtime
 import tokenizer as tokenizers
 
+HEADS = ("ForSequenceClassification", "ForTokenClassification")  # beside ForPreTraining
+
 # -----------------------------------------------------------------------------
 # Checkpoints
 
@@ -26,7 +28,7 @@ def open_model(path):
         return open_adapter(path)
     config, module = runtime.read_config(path)
     architecture = (config.get("architectures") or ["nothing"])[0]
-    head = next((head for head in lora.TASK_TYPES if architecture.endswith(head)), "ForPreTraining")
+    head = next((head for head in HEADS if architecture.endswith(head)), "ForPreTraining")
     with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
         model = getattr(module, head).from_pretrained(path)
     # masks need neither a pooler nor the head of the sentence task
@@ -45,7 +47,7 @@ def open_adapter(path):
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{path}/adapter_config.json names no base model")
-    heads = {task_type: head for head, task_type in lora.TASK_TYPES.items()}
+    heads = {lora.TASK_TYPES[head]: head for head in HEADS}
     if adapter.get("task_type") not in heads:
         raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
                          f"{' or '.join(heads)}")

@@ -23,6 +23,7 @@ name in transformers}, as bert.py, roberta.py and albert.py, the files carry tho
 import json
 import math
 import os
+import warnings
 
 import torch
 import torch.nn as nn
@@ -89,10 +90,11 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
            modules_to_save=None):
     """Freeze the model and give the linear layers named in targets an adapter; returns the model.
 
-    targets: last parts of module names ("query"), or whole ones. modules_to_save: names of modules that are
-    trained and saved whole; default: the classifier, where there is one. A module that is used at several
-    depths, as ALBERT's, has one adapter, applied at each use. ValueError for a target that names no linear
-    layer, for one whose weight is used without a call, and for a model that has adapters already.
+    targets: last parts of module names ("query"), or whole ones; or "all-linear", every linear layer but the
+    output. modules_to_save: names of modules that are trained and saved whole; default: the classifier, where
+    there is one. A module that is used at several depths, as ALBERT's, has one adapter, applied at each use.
+    ValueError for a target that names no linear layer, for one whose weight is used without a call, and for a
+    model that has adapters already.
     """
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model has LoRA adapters already; merge them first")
@@ -101,12 +103,18 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
                          "number, alpha positive, dropout at least 0 and less than 1")
     if not targets:
         raise ValueError("LoRA: no targets, so there is nothing to adapt")
-    if modules_to_save is None:
+    targets = [targets] if isinstance(targets, str) else targets
+    told = modules_to_save is not None
+    if not told:
         modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
     heads = [model.get_submodule(name) for name in modules_to_save]
     inside_heads = {id(module) for head in heads for module in head.modules()}
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and id(module) not in inside_heads}
+    # in a model of another kind, where no head is known, the last layer is likely to be one
+    output = list(linears)[-1] if linears and not heads and not hasattr(model, "hf_keys") else None
+    if list(targets) == ["all-linear"]:
+        targets = [name for name in linears if name != output]
     adapted = {}
     for target in targets:
         matches = {name: linear for name, linear in linears.items() if target in (name, name.split(".")[-1])}
@@ -119,6 +127,9 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
                              "an adapter there would do nothing")
+    if output and not told and output not in adapted:
+        warnings.warn(f"LoRA: {output}, the last linear layer, stays as it is; if it is a new head, name it in "
+                      "modules_to_save", stacklevel=2)
     model.requires_grad_(False)
     for head in heads:
         head.requires_grad_(True)
@@ -154,7 +165,10 @@ KNOWN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "base_mode
 ACCEPTED = {"peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False, None),
             "init_lora_weights": (True, False, "gaussian", None)}  # others change the base weights
 EMPTY = (None, False, "", [], {})
-TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+# endings of transformers' class names, and what PEFT's AutoPeftModel looks for
+TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS",
+              "ForQuestionAnswering": "QUESTION_ANS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
+              "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
 
 def their_names(model):
@@ -194,7 +208,8 @@ def save(model, path, base=None):
     alike = [name for name in linears if name.split(".")[-1] in endings]
     config = {
         "peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "bias": "none",
-        "task_type": TASK_TYPES.get(type(model).__name__),
+        "task_type": next((task_type for ending, task_type in TASK_TYPES.items()
+                           if type(model).__name__.endswith(ending)), None),
         "r": options["r"], "lora_alpha": options["alpha"], "lora_dropout": options["dropout"],
         "use_rslora": options["rslora"], "use_dora": options["dora"], "fan_in_fan_out": False,
         "target_modules": sorted(endings) if alike == adapted else adapted,

@@ -1,6 +1,7 @@
 """lora.py against PEFT, and what small LoRAs get wrong."""
 
 import json
+import warnings
 from pathlib import Path
 
 import peft
@@ -223,6 +224,44 @@ def test_exact_targets(tmp_path):
     ours, _ = make("albert", tmp_path / "c")
     lora.inject(ours, targets=("query", "fc_out"))  # three layers share one set of parameters
     assert injected(ours) == {"encoder.groups.0.0.attention.query", "encoder.groups.0.0.mlp.fc_out"}
+
+
+@pytest.mark.parametrize("family", MODULES)
+def test_all_linear_is_what_peft_takes_for_it(family, tmp_path):
+    ours, theirs = make(family, tmp_path / "base")
+    lora.inject(ours, r=4, targets="all-linear")
+    reference = peft.get_peft_model(theirs, peft.LoraConfig(r=4, target_modules="all-linear",
+                                                            task_type="SEQ_CLS"))
+    adapters = {name.replace(".default", "") for name in reference.state_dict() if "lora_" in name}
+    assert {key for key in lora.file_keys(ours).values() if "lora_" in key} == adapters
+
+
+def test_a_string_is_one_target(tmp_path):
+    ours, _ = make("bert", tmp_path)
+    lora.inject(ours, targets="query")
+    assert sum(isinstance(module, lora.LoRALinear) for module in ours.modules()) == 3
+
+
+def test_a_model_of_transformers(tmp_path):
+    """lora.py on a foreign class: PEFT opens the adapter with the right head; a head that would stay frozen
+    is said."""
+    config = transformers.DistilBertConfig(vocab_size=120, dim=32, n_layers=2, n_heads=4, hidden_dim=64,
+                                           max_position_embeddings=40)
+    torch.manual_seed(0)
+    base = transformers.DistilBertForSequenceClassification(config)
+    base.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = lora.inject(base, targets=["q_lin", "v_lin"], modules_to_save=["pre_classifier", "classifier"])
+    randomise(ours)
+    lora.save(ours, tmp_path / "adapter", str(tmp_path / "base"))
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    ids, mask, _ = batch()
+    with torch.no_grad():
+        a, b = (model.eval()(input_ids=ids, attention_mask=mask).logits for model in (ours, theirs))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    with pytest.warns(UserWarning, match="1, the last linear layer, stays as it is"):
+        lora.inject(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), targets="0")
 
 
 def test_an_eval_model_stays_one(tmp_path):

@@ -8,6 +8,7 @@ Each of --runs is what --train of finetune.py takes, and flags of its own; all o
 and go to every run. A run is a process of its own, so that its peak memory is its own.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import sys
 
 import runtime
 
-FINETUNE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "finetune.py")
+HERE = os.path.dirname(os.path.abspath(__file__))
+FINETUNE, PLOT = os.path.join(HERE, "finetune.py"), os.path.join(HERE, "plot.py")
 COLUMNS = ("run", "trained parameters", "share", "{metric}", "s an epoch", "ms a step", "peak memory, MB",
            "gradients and optimizer, MB", "on disk, MB")
 
@@ -67,7 +69,13 @@ def compare(args, commands):
     markdown.insert(1, "|---" * len(COLUMNS) + "|")
     with open(os.path.join(args.out_dir, "compare.md"), "w", encoding="utf-8") as f:
         f.write("\n".join(markdown) + "\n")
-    draw(logs, metric, args.out_dir)
+    picture = os.path.join(args.out_dir, "compare.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"\n{args.out_dir}/compare.md; with matplotlib there would be a picture")
+        return
+    print(f"\n{args.out_dir}/compare.md", flush=True)
+    folders = [folder for folder, _ in commands.values()]
+    run_and_wait("plot.py", [sys.executable, PLOT, *folders, "--names", *commands, "--out", picture])
 
 
 def run_and_wait(run, command, **options):
@@ -83,34 +91,6 @@ def run_and_wait(run, command, **options):
         signal.signal(number, handler)
     if status:
         raise runtime.Stop(f"{run} ended with status {status}", status if status > 0 else 128 - status)
-
-
-def draw(logs, metric, out_dir):
-    """The metric against the trained parameters, and over the steps, in compare.png."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"\n{out_dir}/compare.md; with matplotlib there would be a picture")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for i, (run, log) in enumerate(logs.items()):
-        left.errorbar(log["trained"], 100 * log["mean"], 100 * log["std"], fmt="o", capsize=4, color=f"C{i}")
-        left.annotate(run, (log["trained"], 100 * log["mean"]), textcoords="offset points", xytext=(8, 4))
-        for j, seed in enumerate(log["seeds"]):
-            steps, values = zip(*seed["curve"])
-            right.plot(steps, [100 * v for v in values], marker=".", color=f"C{i}", alpha=0.7,
-                       label=None if j else run)
-    left.set(xscale="log", xlabel="trained parameters", ylabel=f"best validation {metric} × 100")
-    left.margins(x=0.2)
-    right.set(xlabel="step", ylabel=f"validation {metric} × 100")
-    right.legend(frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-    figure.savefig(os.path.join(out_dir, "compare.png"), dpi=110)
-    print(f"\n{out_dir}/compare.md, {out_dir}/compare.png")
 
 
 def main(argv=None):

@@ -282,7 +282,7 @@ def doubts(documents, n=20_000):
         found.append("half of the documents have less than 10 words; a blank line is to stand between "
                      "documents, not between lines")
     if letters < 0.7 * size:
-        found.append(f"only {100 * letters / size:.0f}% of the characters are letters and spaces: is it text?")
+        found.append(f"{100 * letters / size:.0f}% of the characters are letters and spaces; is it text?")
     return found
 
 

@@ -8,6 +8,8 @@ One reader of .txt, .jsonl, .csv, .tsv and .parquet files, row by row: the memor
 import csv
 import json
 import os
+import sys
+from contextlib import nullcontext
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # have columns
 FORMATS = (".txt", *TABLES)
@@ -53,13 +55,14 @@ def check(file):
 
 
 def lines(file):
-    """-> (number, line without its end), strictly UTF-8; a byte order mark is dropped."""
-    with open(file, "rb") as f:
+    """-> (number, line without its end), strictly UTF-8; a byte order mark is dropped. -: standard input."""
+    with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as f:
         for number, line in enumerate(f, 1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not UTF-8 ({error.reason})") from error
+                name = "standard input" if file == "-" else file
+                raise ValueError(f"{name}, line {number}: not UTF-8 ({error.reason})") from error
 
 
 def json_objects(file):
@@ -84,7 +87,8 @@ def table_rows(file, header, known):
         if names is None:
             names = [cell.strip() for cell in row]
             if header or header is None and any(name.lower() in known for name in names):
-                # a name that stood before is replaced by the column's number
+                check_names(names, f"{file}, line {number}")
+                # of columns without a name, as pandas writes its index, only the first keeps ""
                 names = [name if name not in names[:i] else str(i + 1) for i, name in enumerate(names)]
                 continue
             names = [str(i + 1) for i in range(len(row))]
@@ -92,6 +96,13 @@ def table_rows(file, header, known):
             raise ValueError(f"{file}, line {number}: {len(row)} columns; the first line has {len(names)}"
                              + ("; a text with commas needs quotes" if is_csv else ""))
         yield f"{file}, line {number}", {name: cell for name, cell in zip(names, row)}
+
+
+def check_names(names, where):
+    """ValueError for two columns of one name: in a dict of a row one of them would be lost."""
+    twice = [name for i, name in enumerate(names) if name and name in names[:i]]
+    if twice:
+        raise ValueError(f"{where}: two columns are called {twice[0]!r}")
 
 
 def csv_rows(file):
@@ -114,7 +125,9 @@ def parquet_rows(file, columns):
     import pyarrow.parquet
     try:
         parquet = pyarrow.parquet.ParquetFile(file)
-        columns = columns if set(columns or ()) <= set(parquet.schema_arrow.names) else None
+        names = parquet.schema_arrow.names
+        check_names(names, file)
+        columns = columns if set(columns or ()) <= set(names) else None
         batches = parquet.iter_batches(batch_size=1000, columns=columns)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{file}, row {number}", row

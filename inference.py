@@ -1,20 +1,28 @@
 """
-What a checkpoint gives: words for masks, attention maps, labels. predict.py, plot.py and demo.py use it.
+What a checkpoint gives: words for masks, scores of sentences, labels, embeddings, attention maps. predict.py,
+plot.py and demo.py use it.
 
     model, tok = inference.open_model("out/roberta")                  # a directory, ours or not; a hub name
     inference.fill(model, tok, "The capital of France is <mask>.")    # [[(" Paris", 0.93), ...]]
+    list(inference.score(model, tok, ["The cat sat."]))               # [[("The", -2.1), ...]]: sum them
     tokens, maps = inference.attention(model, tok, "The cat sat.")    # maps (layers, heads, T, T)
+
+    encoder, tok = inference.open_encoder("out/roberta")              # or what was fine-tuned from it
+    vectors, cut = inference.embed(encoder, tok, ["The cat sat.", "A dog ran."])   # (2, H)
 """
 
 import io
 import math
 import os
+import sys
 from contextlib import redirect_stderr
 
+import numpy as np
 import torch
 
 import lora
 import runtime
+import tasks
 import tokenizer as tokenizers
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification")  # beside ForPreTraining
@@ -35,7 +43,29 @@ def open_model(path):
     lacking = [name for name in model.fresh if head != "ForPreTraining" or name.startswith("mlm")]
     if lacking:
         raise ValueError(f"{path} holds {architecture}, without {lacking[0]}: fine-tune it first")
-    return model, tokenizers.load(path)
+    return model, open_tokenizer(path, model.config)
+
+
+def open_encoder(path):
+    """Any checkpoint, or an adapter with its base -> its encoder, without the head; tokenizer."""
+    if is_adapter(path):
+        model, tokenizer = open_adapter(path)
+        return lora.merge(model).encoder, tokenizer
+    with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
+        encoder = runtime.read_config(path)[1].Encoder.from_pretrained(path)
+    tokenizer = open_tokenizer(path, encoder.config)
+    file = os.path.join(tokenizers.local_directory(path), "sentence_bert_config.json")
+    # sentence-transformers' files have a length of their own
+    tokenizer.max_length = tokenizers.read_json(file, {}).get("max_seq_length") or tokenizer.max_length
+    return encoder, tokenizer
+
+
+def open_tokenizer(path, config):
+    tokenizer = tokenizers.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model "
+                         f"{config.vocab_size}")
+    return tokenizer
 
 
 def is_adapter(path):
@@ -63,7 +93,7 @@ def open_adapter(path):
     if lacking:
         raise ValueError(f"{path}: neither the adapter nor its base {base} has {lacking[0]}")
     own = {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model"} & set(os.listdir(path))
-    return model, tokenizers.load(path if own else base)
+    return model.eval(), open_tokenizer(path if own else base, model.config)
 
 
 def head_size(path):
@@ -81,12 +111,12 @@ def head_size(path):
     return sizes[0]
 
 
-def kind_of(model, path):
+def kind_of(model):
     """What the model gives: "words" for masks, or a kind of tasks.py."""
     head = type(model).__name__
-    if model.config.problem_type == "multi_label_classification":
-        raise ValueError(f"{path} gives several labels to a text; predict.py gives one")
     if head.endswith("ForSequenceClassification"):
+        if model.config.problem_type == "multi_label_classification":
+            return "multilabel"
         return "regression" if model.config.num_labels == 1 else "classification"
     return "tokens" if head.endswith("ForTokenClassification") else "words"
 
@@ -110,6 +140,133 @@ def fill(model, tokenizer, text, top=5):
     probabilities, best = logits.float().softmax(-1).topk(min(top, tokenizer.vocab_size))  # (K, top)
     return [[(tokenizer.decode([i]), p) for i, p in zip(best_ids, best_p)]
             for best_ids, best_p in zip(best.tolist(), probabilities.tolist())]
+
+# -----------------------------------------------------------------------------
+# Scores of sentences
+
+@torch.no_grad()
+def score(model, tokenizer, texts, batch_size=32, where=None, block=64):
+    """Pseudo-log-likelihood (Salazar et al. 2020): how likely each token is, in nats, if it alone is masked.
+
+    -> yields of each text, in order, a list of (token, log-probability); tokens as the published files spell
+    them. block: texts that are computed together. where: names of the texts for errors. Before the first is
+    computed, ValueError for a text with a mask, of which there is no likelihood, for one without tokens, and
+    for one beyond the positions.
+    """
+    rows, most = [], model.config.longest_row - 2
+    for i, (text, ids) in enumerate(zip(texts, tokenizer.encode_batch(texts))):
+        name = where[i] if where else f"text {i + 1}"
+        if "[MASK]" in text or "<mask>" in text:
+            raise ValueError(f"{name}: a text with a mask has no score")
+        if not 0 < len(ids) <= most:
+            raise ValueError(f"{name}: {len(ids)} tokens; this model scores texts of 1 to {most}")
+        rows.append(np.concatenate([[tokenizer.cls_id], ids, [tokenizer.sep_id]]))
+    for i in range(0, len(rows), block):
+        part = rows[i:i + block]
+        for row, values in zip(part, score_rows(model, tokenizer, part, batch_size)):
+            yield [(tokenizer.tokens[token], value) for token, value in zip(row[1:-1], values)]
+
+
+def score_rows(model, tokenizer, rows, batch_size):
+    """Arrays of ids, with specials -> for each the list of the log-probabilities of its tokens."""
+    device, found = model.mlm.bias.device, []
+    # A row has a copy for each token, which is masked there. A batch takes them as they come, of one row or
+    # of several that are about as long: it is full, and padded little.
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    copies = [(i, place) for i in order for place in range(1, len(rows[i]) - 1)]
+    for start in range(0, len(copies), batch_size):
+        batch = copies[start:start + batch_size]
+        lengths = np.array([len(rows[i]) for i, _ in batch])
+        ids = np.full((len(batch), lengths[0]), tokenizer.pad_id)  # (B, T)
+        for copy, (i, _) in zip(ids, batch):
+            copy[:len(rows[i])] = rows[i]
+        mask = np.arange(lengths[0]) < lengths[:, None] if lengths[-1] < lengths[0] else None
+        ids, mask = (None if array is None else torch.from_numpy(array).to(device) for array in (ids, mask))
+        positions = torch.tensor([[place] for _, place in batch], device=device)  # (B, 1)
+        truth = ids.gather(1, positions)
+        logits, _ = model(ids.scatter(1, positions, tokenizer.mask_id), positions, attention_mask=mask)
+        logits = logits[:, 0].float()  # (B, V)
+        found.append(logits.gather(1, truth)[:, 0] - logits.logsumexp(1))
+    values = [[] for _ in rows]
+    for (i, _), value in zip(copies, torch.cat(found).tolist()):
+        values[i].append(value)
+    return values
+
+# -----------------------------------------------------------------------------
+# Texts of any length -> rows of tokens, and back
+
+def make_rows(examples, kind, tokenizer, config, max_length, stride=None):
+    """tasks.Examples -> tasks.Rows of at most max_length tokens, and the number of each row's text (W,).
+
+    What is longer is cut. Or, with a stride, it becomes several rows, windows: each begins with the last
+    `stride` tokens of the one before. ValueError for a stride with pairs, with tags, or as long as a window.
+    """
+    check_stride(examples, kind, max_length, stride)
+    token_types, room = config.type_vocab_size > 1, max_length - 2
+    if stride is None:
+        rows = tasks.Rows(examples, kind, tokenizer, max_length, token_types)
+        return rows, np.arange(len(rows))
+    rows = tasks.Rows(examples, kind, tokenizer, sys.maxsize, token_types)
+    windows, numbers = [], []
+    for i, row in enumerate(rows.rows):
+        cls, ids, sep = np.split(row.ids, [1, -1])
+        for start in range(0, max(1, len(ids) - stride), room - stride):
+            window = np.concatenate([cls, ids[start:start + room], sep])
+            windows.append(tasks.Row(window, len(window)))
+            numbers.append(i)
+    rows.rows, rows.lengths = windows, np.array([len(row.ids) for row in windows])
+    return rows, np.array(numbers)
+
+
+def check_stride(examples, kind, max_length, stride):
+    if stride is None:
+        return
+    for text, where in zip(examples.texts, examples.where):
+        if kind == "tokens" or len(text) > 1:
+            raise ValueError(f"{where}: --stride is for single texts, not for "
+                             f"{'tags' if kind == 'tokens' else 'pairs'}")
+    if stride > max_length - 3:  # without [CLS] and [SEP], and a window has to have one new token
+        raise ValueError(f"--stride {stride}: windows of {max_length} tokens overlap by at most "
+                         f"{max_length - 3}")
+
+
+def mean_of_windows(outputs, rows, numbers):
+    """An array (C,) of each row, numbers as make_rows gives them -> (N, C) float32, of each text the mean of
+    its windows, in which each counts by its tokens: a short last one counts little."""
+    if len(numbers) == len(set(numbers)):  # every text is one row
+        return outputs
+    sums = np.zeros((numbers[-1] + 1, len(outputs[0])))
+    np.add.at(sums, numbers, np.array(outputs) * rows.lengths[:, None])
+    return (sums / np.bincount(numbers, rows.lengths)[:, None]).astype(np.float32)
+
+
+@torch.no_grad()
+def embed(encoder, tokenizer, texts, max_length=None, stride=None, pooling="mean", normalize=False,
+          batch_size=32):
+    """-> vectors (N, H) float32, as sentence-transformers computes them, and how many texts were cut.
+
+    pooling: "mean" over the tokens, [CLS] and [SEP] included, or "cls", the first one's. normalize: to length
+    1. max_length: None for the checkpoint's. With a stride nothing is cut: a text's vector is the mean over
+    the tokens of all its windows, those of an overlap counted twice; with "cls" the mean of the windows'.
+    """
+    examples = tasks.Examples([(text,) for text in texts], None, [])
+    max_length = runtime.row_length(max_length, encoder.config, tokenizer.max_length)
+    rows, numbers = make_rows(examples, "classification", tokenizer, encoder.config, max_length, stride)
+    order, device = np.argsort(-rows.lengths, kind="stable"), encoder.embeddings.word.weight.device
+    vectors = np.empty((len(rows), encoder.config.hidden_size), np.float32)
+    for chosen in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in rows.inputs(chosen).items()}
+        if pooling == "cls":
+            x = encoder(**inputs, positions=torch.zeros_like(inputs["input_ids"][:, :1]))[:, 0]
+        else:
+            x = encoder(**inputs).float()  # (B, T, H)
+            mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))[..., None]
+            x = (x * mask).sum(1) / mask.sum(1)
+        vectors[chosen] = x.float().cpu()
+    vectors = mean_of_windows(vectors, rows, numbers)
+    if normalize:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors, rows.cut_texts
 
 # -----------------------------------------------------------------------------
 # Attention

@@ -128,7 +128,7 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
                              "an adapter there would do nothing")
     if output and not told and output not in adapted:
-        warnings.warn(f"LoRA: {output}, the last linear layer, stays as it is; if it is a new head, name it in "
+        warnings.warn(f"LoRA: {output}, the last linear layer, stays as it is; a new head is to be named in "
                       "modules_to_save", stacklevel=2)
     model.requires_grad_(False)
     for head in heads:

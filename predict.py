@@ -2,15 +2,23 @@
 Use a checkpoint: one of ours, or any BERT, RoBERTa or ALBERT of the hub; an adapter of ours or PEFT's.
 
     python predict.py --checkpoint out/roberta "The capital of France is <mask>."   # pretrained: words
+    python predict.py --checkpoint out/roberta --score "The cats sleep." "The cats sleeps."
     python predict.py --checkpoint out/mine "What a film."                          # fine-tuned: labels
     python predict.py --checkpoint out/mine --file new.csv --json > predictions.jsonl
+    python predict.py --checkpoint out/mine --file new.csv --embed out.npy          # any: vectors
     python predict.py --checkpoint out/mine --evaluate test.csv                     # or a task: sst2
     python predict.py --checkpoint out/lora --merge out/merged                      # adapter into its base
 
 Texts are arguments, a file, or the lines of standard input; a tab separates the two of a pair.
+
+A line of --json has the columns of the row as they came, or {"text": the line}, and then what is predicted:
+label and probabilities; score, of a regression; tags and probabilities, and words if they came as one string;
+masks; score, pseudo_perplexity and tokens. A name that is a column of the file already gets predicted_ before
+it, as in predicted_label.
 """
 
 import json
+import math
 import os
 import sys
 
@@ -23,25 +31,42 @@ import inference
 import lora
 import tasks
 
+# flags that do not go with everything, and what they go with
+WITH = {"task": ["evaluate"], "held_out": ["evaluate"], "overwrite": ["merge", "embed"], "pooling": ["embed"],
+        "normalize": ["embed"], "top": ["masks"], "json": ["masks", "labels", "score"],
+        "threshold": ["labels", "evaluate"],
+        "max_length": ["labels", "embed", "evaluate"], "stride": ["labels", "embed", "evaluate"]}
+BLOCK = 1000  # texts that are labelled before their lines are printed
+
 
 def parser():
     p = runtime.Parser(__doc__)
     p.add_argument("text", nargs="*", help="texts; default: --file, or the lines of standard input")
     p.add_argument("--checkpoint", required=True, help="a directory or a name on the hub")
     add = p.add_argument_group("input").add_argument
-    add("--file", help=f"{', '.join(files.FORMATS)}: the texts; of .txt the lines")
+    add("--file", help=f"{', '.join(files.FORMATS)}: the texts; of .txt the lines; -: standard input")
     runtime.add_text_flags(add)
-    add = p.add_argument_group("what to do; default: fill masks, or give labels").add_argument
+    add("--stride", type=runtime.not_negative_int, metavar="N",
+        help="longer texts whole, in windows of --max_length of which each shares N tokens with the next")
+    group = p.add_argument_group("what to do; default: fill masks, or give labels")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--score", action="store_true", help="pseudo-log-likelihood of each text in nats, sum and mean")
+    add("--embed", metavar="FILE.npy", help="write a vector for each text, float32 (texts, hidden size)")
     add("--evaluate", metavar="FILE_OR_TASK", help="metrics on labelled rows, or on a task's validation rows")
+    add("--merge", metavar="OUT_DIR", help="write the checkpoint, an adapter, as a plain one")
+    add = group.add_argument
+    add("--pooling", choices=("mean", "cls"), default="mean", help="of --embed: all tokens, or the first")
+    add("--normalize", action="store_true", help="of --embed: vectors of length 1")
     add("--task", choices=tasks.TASKS, help="its class names, or their numbers, are the labels of the file")
     add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
-    add("--merge", metavar="OUT_DIR", help="write the checkpoint, an adapter, as a plain one")
-    add("--overwrite", action="store_true", help="replace what is in OUT_DIR")
+    add("--overwrite", action="store_true", help="replace FILE.npy, or what is in OUT_DIR")
     add = p.add_argument_group("output").add_argument
+    add("--threshold", type=runtime.fraction, default=0.5,
+        help="where a text has several labels: those with a probability above it")
     add("--top", type=runtime.positive_int, default=5, help="how many words to show for a mask")
-    add("--json", action="store_true", help="one JSON object a text")
+    add("--json", action="store_true", help="one JSON object a text, numbers in full")
     add = runtime.add_machine_flags(p, dtype="float32")
-    add("--batch_size", type=runtime.positive_int, default=32, help="texts computed at a time")
+    add("--batch_size", type=runtime.positive_int, default=32, help="rows computed at a time")
     return p
 
 
@@ -53,105 +78,191 @@ def parse_arguments(argv):
     sources = [bool(args.text), args.file is not None, args.evaluate is not None, args.merge is not None]
     if sum(sources) > 1:
         raise ValueError("give one of texts, --file, --evaluate and --merge")
-    idle = p.given(args, ["task", "held_out"] if not args.evaluate else ["json"])
-    idle += [] if args.merge else p.given(args, ["overwrite"])
-    if idle:
-        raise ValueError(f"{', '.join(idle)}: no effect here; see --help")
+    named = [name for name in ("score", "embed", "evaluate", "merge") if getattr(args, name)]
+    args.does = named or ["masks", "labels"]  # which of the two the checkpoint tells
+    check_flags(args)
+    if args.embed:
+        check_npy(args.embed, args.overwrite)
+    if args.merge:
+        runtime.check_out_dir("merge", args.merge, args.checkpoint, args.overwrite)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this runs in one process; leave torchrun out")
     return args
 
-# -----------------------------------------------------------------------------
-# Merging
 
-def merge(args, model, tokenizer):
-    if not inference.is_adapter(args.checkpoint):
-        raise ValueError(f"--merge: {args.checkpoint} is no adapter: it has no adapter_config.json")
-    def write(folder):
-        lora.merge(model).save_pretrained(folder)
-        tokenizer.save(folder)
-    runtime.remove_outputs(args.merge, keep=runtime.save_files(args.merge, write))
-    print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
-          f"next: python predict.py --checkpoint {args.merge} \"...\"")
+def check_flags(args):
+    idle = parser().given(args, [name for name, goes in WITH.items() if not set(goes) & set(args.does)])
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: no effect here; see --help")
+
 
 # -----------------------------------------------------------------------------
-# Masks
+# Texts in, lines out
 
-def read_texts(args):
-    """Yields (parts, where) of arguments, --file or standard input: a text, or the two of a pair."""
+def read_texts(args, pairs=False):
+    """Yields (text, where, row) of arguments, --file or standard input. text: a tuple of one string, or where
+    `pairs` may be of two (of a table: strings or lists of words); row: {column: cell}, all as it came."""
     if args.file and args.file.endswith(files.TABLES):
-        examples = tasks.read_file(args.file, args.header, args.text_columns, labelled=False)
-        yield from zip(examples.texts, examples.where)
+        examples = tasks.read_file(args.file, args.header, args.text_columns, args.label_column, False)
+        for text, where, row in zip(examples.texts, examples.where, examples.rows):
+            if not pairs and (len(text) > 1 or not isinstance(text[0], str)):
+                raise ValueError(f"{where}: one column of strings is wanted here; name it by --text_columns")
+            yield text, where, row
         return
     if args.text:
-        lines = (("the text", text) for text in args.text)
-    elif args.file:
+        lines = ((f"text {i}", text) for i, text in enumerate(args.text, 1))
+    elif args.file and args.file != "-":
         lines = ((where, record["text"]) for where, record in files.records(args.file))
     else:
-        lines = ((f"standard input, line {i}", line.rstrip("\r\n")) for i, line in enumerate(sys.stdin, 1))
+        lines = ((f"standard input, line {i}", line) for i, line in files.lines("-"))
     for where, line in lines:
-        yield tuple(line.split("\t")), where
+        yield tuple(line.split("\t")) if pairs else (line,), where, {"text": line}
 
 
-def fill_masks(args, model, tokenizer, host):
-    if tokenizer.mask_id is None:
-        raise ValueError(f"{args.checkpoint}: the tokenizer has no mask token")
-    for parts, where in read_texts(args):
-        text = "\t".join(map(str, parts)).strip()
-        if not text:
-            continue
-        with host.autocast(args.max_length):
-            masks = inference.fill(model, tokenizer, text, args.top)
-        if args.json:
-            print(json.dumps({"text": text, "masks": masks}, ensure_ascii=False), flush=True)
-            continue
-        print(text)
-        for i, words in enumerate(masks, 1):
-            best = (f"{word.strip() or repr(word)} {p:.3f}" for word, p in words)
-            print(f"  mask {i}: " + "  ".join(best), flush=True)
+def read_all(args, pairs=False):
+    """-> tasks.Examples. ValueError for a text of white space, and where there are none."""
+    examples = tasks.Examples([], None, [], [])
+    for text, where, row in read_texts(args, pairs):
+        if len(text) > 2 or any(isinstance(part, str) and not part.strip() for part in text):
+            raise ValueError(f"{where}: a text{', or two with a tab between,' if pairs else ''} is wanted")
+        examples.texts.append(text)
+        examples.where.append(where)
+        examples.rows.append(row)
+    if not examples.texts:
+        raise ValueError("there are no texts")
+    return examples
+
+
+def columns_of(examples):
+    """All names that any row has, so that those of what is predicted are the same in every line."""
+    return {name for row in examples.rows for name in row}
+
+
+def answer(args, row, columns, plain, **predicted):
+    """Print the line of one text: `plain`, or with --json the row and what is predicted, under names that are
+    not among the columns."""
+    if args.json:
+        row = {name: None if cell != cell else cell for name, cell in row.items()}  # NaN is not JSON
+        for name, value in predicted.items():
+            while name in columns:
+                name = "predicted_" + name
+            row[name] = value
+        # what else a .parquet holds, such as a date, becomes a string
+        is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
+        plain = json.dumps(row, ensure_ascii=not is_utf8, default=str)
+    print(plain, flush=True)
+
+
+def say_cut(cut, total, args, words=0):
+    if cut:
+        print(f"{cut:,} of {total:,} texts were cut at --max_length {args.max_length}"
+              + f"; {words:,} words have no tag" * (words > 0), file=sys.stderr)
 
 # -----------------------------------------------------------------------------
-# Labels
+# A pretrained model: masks, scores
 
-def make_rows(args, examples, kind, tokenizer, model):
-    max_length = min(args.max_length, model.config.longest_row)
-    return tasks.Rows(examples, kind, tokenizer, max_length, model.config.type_vocab_size > 1)
+def fill_masks(args, model, tokenizer, host):
+    for [text], where, row in read_texts(args):
+        if not text.strip():
+            continue
+        try:
+            with host.autocast(model.config.longest_row):
+                masks = inference.fill(model, tokenizer, text, args.top)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        plain = [text]
+        for i, words in enumerate(masks, 1):
+            best = (f"{word.strip() or repr(word)} {p:.3f}" for word, p in words)
+            plain.append(f"  mask {i}: " + "  ".join(best))
+        answer(args, row, row, "\n".join(plain), masks=masks)
+
+
+def score_texts(args, model, tokenizer, host):
+    examples = read_all(args)
+    texts, columns = [text for text, in examples.texts], columns_of(examples)
+    with host.autocast(model.config.longest_row):
+        scores = inference.score(model, tokenizer, texts, args.batch_size, examples.where)
+        for text, row, tokens in zip(texts, examples.rows, scores):
+            total = math.fsum(value for _, value in tokens)
+            mean = total / len(tokens)
+            answer(args, row, columns, f"{total:.4f}\t{mean:.4f}\t{text}", score=total,
+                   pseudo_perplexity=math.exp(min(-mean, 700)), tokens=tokens)
+
+# -----------------------------------------------------------------------------
+# Any checkpoint: embeddings
+
+def check_npy(path, overwrite):
+    folder = os.path.dirname(path) or "."
+    if not path.endswith(".npy"):
+        raise ValueError(f"--embed {path}: the name of a .npy file is wanted")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"--embed {path}: there is no folder {folder}")
+    if os.path.exists(path) and not (overwrite and os.path.isfile(path)):
+        raise ValueError(f"{path} is there already: choose another --embed, or replace it by --overwrite")
+    runtime.check_disk("embed", folder)
+
+
+def embed_texts(args, host):
+    encoder, tokenizer = inference.open_encoder(args.checkpoint)
+    texts = [text for text, in read_all(args).texts]
+    args.max_length = runtime.row_length(args.max_length, encoder.config, tokenizer.max_length)
+    encoder.to(host.device)
+    with host.autocast(args.max_length):
+        vectors, cut = inference.embed(encoder, tokenizer, texts, args.max_length, args.stride, args.pooling,
+                                       args.normalize, args.batch_size)
+    folder, name = os.path.split(args.embed)
+    runtime.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors))
+    say_cut(cut, len(texts), args)
+    print(f"{args.embed}: {vectors.shape[0]:,} texts, {vectors.shape[1]} numbers each")
+
+# -----------------------------------------------------------------------------
+# A fine-tuned model: labels, metrics, merging
+
+def outputs_of(args, examples, kind, tokenizer, model, host):
+    """-> tasks.Rows, and their outputs as tasks.outputs gives them; with --stride one of each text."""
+    rows, numbers = inference.make_rows(examples, kind, tokenizer, model.config, args.max_length, args.stride)
+    outputs = tasks.outputs(model, rows, args.batch_size, host)
+    return rows, inference.mean_of_windows(outputs, rows, numbers)
 
 
 def give_labels(args, model, tokenizer, kind, host):
-    classes = list(model.config.id2label.values())
-    examples = tasks.Examples([], None, [])
-    for parts, where in read_texts(args):
-        if len(parts) > 2 or any(isinstance(part, str) and not part.strip() for part in parts):
-            raise ValueError(f"{where}: a text, or two with a tab between, is wanted")
-        examples.texts.append(parts)
-        examples.where.append(where)
-    if not examples.texts:
-        raise ValueError("there are no texts")
-    tasks.check_texts(examples, kind)
-    rows = make_rows(args, examples, kind, tokenizer, model)
-    outputs = tasks.outputs(model, rows, args.batch_size, host)
-    for text, where, output in zip(examples.texts, examples.where, outputs):
-        p = np.exp(output - output.max(-1, keepdims=True))
-        p /= p.sum(-1, keepdims=True)
-        if kind == "tokens":
-            cut = [None] * (len(text) - len(p))
-            if cut:
-                print(f"{where}: the last {len(cut)} words are beyond --max_length and get no tag",
-                      file=sys.stderr)
-            tags = [classes[i] for i in output.argmax(-1)] + cut
-            best = [round(float(x), 4) for x in p.max(-1)] + cut
-            line = {"words": text, "tags": tags, "probabilities": best}
-            plain = " ".join(f"{word}/{tag}" for word, tag in zip(text, tags))
-        elif kind == "regression":
-            line = {"text": list(text), "score": round(float(output[0]), 4)}
-            plain = f"{output[0]:.4f}\t" + "\t".join(text)
-        else:
-            label = classes[output.argmax()]
-            line = {"text": list(text), "label": label,
-                    "probabilities": {name: round(float(x), 4) for name, x in zip(classes, p)}}
-            plain = f"{label}\t{p.max():.4f}\t" + "\t".join(text)
-        print(json.dumps(line, ensure_ascii=False) if args.json else plain)
+    classes, examples = list(model.config.id2label.values()), read_all(args, pairs=True)
+    came, columns = list(examples.texts), columns_of(examples)
+    tasks.check_texts(examples, kind)  # which of a text makes a list of words, where those are labelled
+    inference.check_stride(examples, kind, args.max_length, args.stride)  # before a line is printed
+    cut, cut_words, n = 0, 0, len(came)
+    for i in range(0, n, BLOCK):
+        part = tasks.Examples(examples.texts[i:i + BLOCK], None, examples.where[i:i + BLOCK])
+        rows, outputs = outputs_of(args, part, kind, tokenizer, model, host)
+        cut, cut_words = cut + rows.cut_texts, cut_words + rows.cut_words
+        for j, output in enumerate(outputs, i):
+            predicted, plain = prediction(kind, classes, examples.texts[j], output, args.threshold)
+            if kind == "tokens" and isinstance(came[j][0], str):
+                predicted = {"words": examples.texts[j], **predicted}
+            answer(args, examples.rows[j], columns, plain, **predicted)
+    say_cut(cut, n, args, cut_words)
+
+
+def prediction(kind, classes, text, output, threshold):
+    """Logits (classes,), for tokens (words, classes), which may end before the text -> what is predicted, a
+    dict, and the plain line."""
+    logits = output.astype(np.float64)
+    if kind == "multilabel":
+        labels = [name for name, is_above in zip(classes, tasks.above(logits, threshold)) if is_above]
+        probabilities = dict(zip(classes, (1 / (1 + np.exp(-logits))).tolist()))
+        return {"labels": labels, "probabilities": probabilities}, "|".join(labels) + "\t" + "\t".join(text)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    if kind == "tokens":
+        cut = [None] * (len(text) - len(p))
+        tags = [classes[i] for i in output.argmax(-1)] + cut
+        plain = " ".join(f"{word}/{tag}" for word, tag in zip(text, tags))
+        return {"tags": tags, "probabilities": p.max(-1).tolist() + cut}, plain
+    if kind == "regression":
+        return {"score": float(output[0])}, f"{output[0]:.4f}\t" + "\t".join(text)
+    label = classes[output.argmax()]
+    return ({"label": label, "probabilities": dict(zip(classes, p.tolist()))},
+            f"{label}\t{p.max():.4f}\t" + "\t".join(text))
 
 
 def evaluate(args, model, tokenizer, kind, host):
@@ -162,41 +273,58 @@ def evaluate(args, model, tokenizer, kind, host):
         examples = tasks.read_task(args.task)["val"]
     else:
         name = args.evaluate
-        examples = tasks.read_file(args.evaluate, args.header, args.text_columns, args.label_column)
+        examples = tasks.read_file(args.evaluate, args.header, args.text_columns, args.label_column,
+                                   kind=kind)
     labels = tasks.TASKS[args.task].labels if args.task else ()
     if len(labels) == len(classes) and all(label.startswith("LABEL_") for label in classes):
         classes = list(labels)  # a checkpoint that does not name its classes
     examples = tasks.prepare({"test": examples}, kind, classes or None).splits["test"]
     if args.held_out:
         examples = tasks.hold_out(examples, kind)[1]
-    rows = make_rows(args, examples, kind, tokenizer, model)
+    rows, outputs = outputs_of(args, examples, kind, tokenizer, model, host)
+    say_cut(rows.cut_texts, len(outputs), args)
     if rows.cut_words:
         print(f"{rows.cut_words:,} words of {name} are beyond --max_length: not scored")
-    outputs = tasks.outputs(model, rows, args.batch_size, host)
-    print(f"{args.checkpoint}, {len(rows):,} rows of {name}: " + ", ".join(
-        f"{metric} {value:.4f}" for metric, value in rows.scores(outputs, classes).items()))
-    tasks.report(rows, outputs, classes)
+    print(f"{args.checkpoint}, {len(outputs):,} rows of {name}: " + ", ".join(
+        f"{metric} {value:.4f}" for metric, value in rows.scores(outputs, classes, args.threshold).items()))
+    tasks.report(rows, outputs, classes, args.threshold)
+
+
+def merge(args, model, tokenizer):
+    if not inference.is_adapter(args.checkpoint):
+        raise ValueError(f"--merge: {args.checkpoint} is no adapter: it has no adapter_config.json")
+    base = lora.read_config(args.checkpoint)["base_model_name_or_path"]
+    if os.path.realpath(base) == os.path.realpath(args.merge):
+        raise ValueError(f"--merge {args.merge} is the adapter's base, and would be lost: choose another")
+    def write(folder):
+        lora.merge(model).save_pretrained(folder)
+        tokenizer.save(folder)
+    runtime.remove_outputs(args.merge, keep=runtime.save_files(args.merge, write))
+    print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
+          f"next: python predict.py --checkpoint {args.merge} \"...\"")
 
 
 def predict(args, host):
-    if args.merge:
-        runtime.check_out_dir("merge", args.merge, args.checkpoint, args.overwrite)
+    if args.embed:
+        return embed_texts(args, host)
     model, tokenizer = inference.open_model(args.checkpoint)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"{args.checkpoint}: the tokenizer has {tokenizer.vocab_size} ids, the model "
-                         f"{model.config.vocab_size}")
-    kind = inference.kind_of(model, args.checkpoint)
+    kind = inference.kind_of(model)
     if args.merge:
         return merge(args, model, tokenizer)
     model.to(host.device)
+    if args.score and kind != "words":
+        raise ValueError(f"--score: {args.checkpoint} gives labels; a masked language model is wanted")
     if args.evaluate and kind == "words":
         raise ValueError(f"{args.checkpoint} has no classifier to evaluate; fine-tune it first")
-    if args.evaluate:
-        evaluate(args, model, tokenizer, kind, host)
-    elif kind == "words":
-        fill_masks(args, model, tokenizer, host)
-    else:
-        give_labels(args, model, tokenizer, kind, host)
+    if kind == "words" and tokenizer.mask_id is None:
+        raise ValueError(f"{args.checkpoint}: the tokenizer has no mask token")
+    if args.does == ["masks", "labels"]:
+        args.does = ["masks" if kind == "words" else "labels"]
+        check_flags(args)
+    if kind == "words":
+        return (score_texts if args.score else fill_masks)(args, model, tokenizer, host)
+    args.max_length = runtime.row_length(args.max_length, model.config, tokenizer.max_length)
+    (evaluate if args.evaluate else give_labels)(args, model, tokenizer, kind, host)
 
 
 def main(argv=None):

@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -74,10 +75,12 @@ def number(kind, allowed, wanted):
     parse.__name__ = kind.__name__  # which argparse names where text is no number at all
     return parse
 
-positive = number(float, lambda x: 0 < x < math.inf, "positive")
-positive_int = number(int, lambda n: n > 0, "a positive whole number")
-not_negative = number(float, lambda x: 0 <= x < math.inf, "zero or positive")
-not_negative_int = number(int, lambda n: n >= 0, "zero or a positive whole number")
+LARGEST = 10**9  # beyond it a flag is a slip of the finger
+positive = number(float, lambda x: 0 < x <= LARGEST, f"positive, at most {LARGEST:,}")
+positive_int = number(int, lambda n: 0 < n <= LARGEST, f"a positive whole number, at most {LARGEST:,}")
+not_negative = number(float, lambda x: 0 <= x <= LARGEST, f"zero or positive, at most {LARGEST:,}")
+not_negative_int = number(int, lambda n: 0 <= n <= LARGEST,
+                          f"zero or a positive whole number, at most {LARGEST:,}")
 fraction = number(float, lambda x: 0 < x < 1, "between 0 and 1")
 probability = number(float, lambda x: 0 <= x < 1, "at least 0 and less than 1")
 
@@ -116,20 +119,42 @@ def add_machine_flags(p, dtype=None):
     return add
 
 
+def add_output_flags(add):
+    add("--overwrite", action="store_true", help="replace what is in out_dir")
+    add("--report", choices=("tensorboard", "wandb"), help="send the numbers of log.jsonl there, too")
+    add("--dry_run", action="store_true", help="set up, take three steps, write nothing")
+
+
 def add_text_flags(add):
     """How labelled files are read."""
     add("--text_columns", nargs="+",
         help="one or two, by name or counted from 1; default: by the usual names")
-    add("--label_column", help="by name or counted from 1; default: by the usual names")
+    add("--label_column", help="by name or counted from 1; default: by the usual names; of --kind multilabel "
+        "perhaps several, with commas between")
     add("--header", action=argparse.BooleanOptionalAction,
         help="in .csv and .tsv; default: if it has the usual names")
-    add("--max_length", type=number(int, lambda n: n >= 8, "at least 8"), default=256,
-        help="tokens; longer texts are cut; predict.py does not remember it")
+    add("--max_length", type=number(int, lambda n: n >= 8, "at least 8"),
+        help="tokens; longer texts are cut; default: 256, in predict.py what the checkpoint was trained with")
+
+
+def row_length(given, config, known=None):
+    """--max_length, checked; or `known` if the model of that config has so many positions, or up to 256."""
+    longest = config.longest_row
+    if given and given > longest:
+        raise ValueError(f"--max_length {given}: the model has positions for {longest} tokens")
+    if not isinstance(known, int) or not 8 <= known <= longest:  # some published files say 10**30
+        known = min(256, longest)
+    return given or known
 
 
 def split_commas(values):
     """["a,b", "c"] -> ["a", "b", "c"], for flags that take several names; None stays."""
     return values and [part for value in values for part in value.split(",") if part]
+
+
+def command(script, argv):
+    """What was typed, for the log and the card."""
+    return shlex.join([script, *(sys.argv[1:] if argv is None else argv)])
 
 
 def choose_device(name):
@@ -153,6 +178,10 @@ def read_config(path_or_name):
     if model_type not in MODELS:
         raise ValueError(f"{file}: model_type is {model_type!r}, not one of {', '.join(MODELS)}")
     return config, importlib.import_module(model_type)
+
+
+def preset_names():
+    return "; ".join(", ".join(importlib.import_module(name).PRESETS) for name in MODELS)
 
 
 def build_model(module, head, args, tokenizer, **options):
@@ -295,6 +324,8 @@ def one_line_errors(script):
     def interrupt(number, frame):
         raise Stop("interrupted", 128 + number)
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(sys.stdout, "reconfigure"):  # where a terminal is not UTF-8 an accent is \xe9, and no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     silent = os.environ.get("LOCAL_RANK", "0") != "0"  # of the processes of a machine, one speaks for all
     try:
         yield
@@ -304,6 +335,8 @@ def one_line_errors(script):
     except torch.OutOfMemoryError as error:
         message, status, silent = (f"the GPU's memory is full; raise --accumulation, or lower --batch_size "
                                    f"({first_line(error)})"), 2, False
+    except BrokenPipeError:  # what reads the output has enough: head, or a pager that was left
+        message, status, silent = "", 128 + 13, True  # as SIGPIPE
     except (ValueError, OSError) as error:
         message, status = error, 2
     except Exception as error:
@@ -381,6 +414,17 @@ def autocast(device, dtype, length):
         finally:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
+def machine(device):
+    """Its name: of the GPU, or of the CPU with the number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), cpu)
+    return f"{cpu}, {os.cpu_count()} cores"
+
+
 # dense bfloat16 peak in TFLOP/s, from the data sheets
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
                "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71}
@@ -450,38 +494,86 @@ def mean_of_steps(history, step, kept, host):
 
 # what a run may write into out_dir
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
-           "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt",
-           "resume.pt", "log.jsonl")
+           "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
+           "resume.pt", "log.jsonl", "README.md")
 
 
 class Log:
-    """log.jsonl, an object a line. While it waits, lines are kept in memory and the disk is untouched."""
+    """log.jsonl, an object a line. While it waits, lines are kept in memory and the disk is untouched: an
+    older run stays whole until this one has something to put in its place."""
 
     def __init__(self, args, host, waits=False):
         self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
+        self.report = reporter(args) if args.report and self.writes else None
 
     def write(self, text=None, **line):
         """The line; and the text, which has the same numbers, on the screen."""
         if text:
             self.host.say(text)
         self.lines.append(json.dumps(line) + "\n")
+        if self.report and "step" in line:
+            self.report({name: value for name, value in line.items() if isinstance(value, (int, float))})
         if self.writes and not self.waits:
-            with open(self.file, "a", encoding="utf-8") as f:
-                f.writelines(self.lines)
-            self.lines = []
+            self.append(self.file)
+
+    def append(self, file):
+        with open(file, "a", encoding="utf-8") as f:
+            f.writelines(self.lines)
+        self.lines = []
+
+    def save_files(self, write):
+        """Into out_dir what write(folder) writes, as runtime.save_files; the first time in place of whatever
+        an older run has left."""
+        def write_all(folder):
+            write(folder)
+            if self.waits:
+                self.append(os.path.join(folder, "log.jsonl"))
+        out_dir = os.path.dirname(self.file)
+        names = save_files(out_dir, write_all)
+        if self.waits:
+            remove_outputs(out_dir, keep=names)
+            self.waits = False
+
+
+def reporter(args):
+    """--report -> a function that takes the numbers of a line of the log, a dict."""
+    try:
+        if args.report == "wandb":
+            import wandb
+            run = wandb.init(project="flatbert", config=vars(args))
+            return lambda line: run.log(line, step=line["step"])
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"--report {args.report}: pip install {args.report}") from error
+    writer = SummaryWriter(os.path.join(args.out_dir, "tensorboard"))
+    return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in line.items()]
 
 
 def check_out_dir(flag, out_dir, source, overwrite):
     """Errors for an out_dir that cannot be written, that holds a run, or that is what the run starts from."""
     check_disk(flag, out_dir)
-    names = set(OUTPUTS) & set(os.listdir(out_dir)) if os.path.isdir(out_dir) else ()
-    if names and not overwrite:
-        resume = "go on with it by --init_from resume, " if "resume.pt" in names else ""
+    if holds_run(out_dir) and not overwrite:
+        resume = "go on with it by --init_from resume, " if "resume.pt" in os.listdir(out_dir) else ""
         raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
                          "--overwrite")
     if source != "scratch" and os.path.realpath(out_dir) == os.path.realpath(source):
         raise ValueError(f"--{flag} {out_dir} is where this starts from, and would be lost: choose another")
+
+
+def holds_run(out_dir):
+    return os.path.isdir(out_dir) and not set(OUTPUTS).isdisjoint(os.listdir(out_dir))
+
+
+def check_sources(flag, names, out_dir):
+    """ValueError for data that a run would overwrite, and for a folder of data that holds its log."""
+    out_dir = os.path.realpath(out_dir)
+    for path in map(os.path.realpath, names):
+        if os.path.isdir(path) and os.path.commonpath([path, out_dir]) == path:
+            raise ValueError(f"--{flag} {path} holds --out_dir {out_dir}, and its log would be read as text: "
+                             "choose another --out_dir")
+        if path in [os.path.join(out_dir, name) for name in OUTPUTS]:
+            raise ValueError(f"--{flag} {path} is in --out_dir, and would be lost: choose another --out_dir")
 
 
 def remove_outputs(out_dir, keep=()):
@@ -521,7 +613,7 @@ def save_files(out_dir, write):
         for name in names:
             with open(os.path.join(folder, name), "rb") as f:
                 os.fsync(f.fileno())
-        for name in names:
+        for name in sorted(names, key=lambda name: name == "resume.pt"):  # from which a run goes on: the last
             os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
         return names
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError

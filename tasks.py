@@ -54,15 +54,16 @@ TASKS = {
 }
 # of your own files, by kind
 OWN = {"classification": Task(), "regression": Task(metric="spearman", epochs=5),
-       "tokens": Task(metric="token_f1", epochs=5)}
+       "tokens": Task(metric="token_f1", epochs=5), "multilabel": Task(metric="micro_f1", epochs=5)}
 
 
 @dataclass
 class Examples:
     """The rows of one split, as read."""
     texts: list         # tuples of one or two strings; for tokens: lists of words
-    labels: list        # strings; for a regression numbers, for tokens lists of strings; None: not labelled
+    labels: list        # strings, numbers with a fraction, or lists of these; None: not labelled
     where: list         # the file and line of each row, for errors
+    rows: list = None   # of a file without labels: every row as it came, {column: cell}
 
 
 def read_task(name):
@@ -85,6 +86,7 @@ def read_pydoc(smallest=400, largest=1000, held_out=5):
     The packages with at least `smallest` paragraphs; of each at most `largest`, drawn with a fixed seed. A
     paragraph that says a package's name is left out. Every fifth module, whole, is for validation.
     """
+    print("reading the documentation of the installed packages ...", flush=True)
     names = re.compile("|".join(("python", *data.PYDOC)), re.IGNORECASE)
     modules = {}
     for package, document in data.pydoc_modules():
@@ -117,16 +119,21 @@ TEXTS = ("text", "sentence", *WORDS, "review", "comment", "message", "content", 
 KNOWN = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ())}
 
 
-def read_file(file, header=None, text_columns=None, label_column=None, labelled=True):
+def read_file(file, header=None, text_columns=None, label_column=None, labelled=True, kind=None):
     """A .csv, .tsv, .jsonl or .parquet file -> Examples.
 
     header: whether the first line of a .csv or .tsv names the columns; None: it does if one of the names is
     known. Columns are given by name, or counted from 1; or else found by the known names, or without names by
-    what is in them. ValueError for a missing column, an empty text, no label, and what files.records raises.
+    what is in them. kind "multilabel": a row may have no label, and label_column name several columns, commas
+    between, of zeros and ones. ValueError for a missing column, an empty text, no label, and what
+    files.records raises.
     """
     if not file.endswith(files.TABLES):
         raise ValueError(f"{file}: not one of {', '.join(files.TABLES)}")
-    given = [name.lower() for name in [*(text_columns or []), label_column or "1"]]
+    label_columns = label_column.split(",") if label_column else []
+    if labelled and len(label_columns) > 1 and kind != "multilabel":
+        raise ValueError(f"--label_column {label_column}: several columns go with --kind multilabel alone")
+    given = [name.lower() for name in [*(text_columns or []), *label_columns]]
     known = KNOWN.union(name for name in given if not name.isdigit())
     records = partial(files.records, file, header, known)  # read twice: it may be too large to be kept
     where, first = next(records())
@@ -135,17 +142,17 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     names = sorted(known & {cell.strip().lower() for cell in first.values()}) if no_header else []
     if len(names) > 1:
         raise ValueError(f"{where}: {', '.join(names)} look like names of columns; leave --no-header out")
-    texts, label = find_columns(file, list(first), text_columns, label_column)
+    texts, labels = find_columns(file, list(first), text_columns, label_columns)
     if no_header:
-        likely = columns_by_content([row for _, row in records()], {*texts, label})
-        texts, label = texts or likely[0], label or likely[1]
+        likely = columns_by_content([row for _, row in records()], {*texts, *labels})
+        texts, labels = texts or likely[0], labels or likely[1]
     question = f"{file}: which of the columns {', '.join(first)} is"
-    if len(texts) not in (1, 2) or label in texts:
+    if len(texts) not in (1, 2) or set(labels) & set(texts):
         raise ValueError(f"{question} the text, or which two? name them by --text_columns")
-    if labelled and label is None:
+    if labelled and not labels:
         raise ValueError(f"{question} the label? name it by --label_column")
 
-    examples = Examples([], [] if labelled else None, [])
+    examples = Examples([], [], []) if labelled else Examples([], None, [], [])
     for where, row in records():
         examples.where.append(where)
         examples.texts.append(tuple(row.get(name) for name in texts))
@@ -154,10 +161,10 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
                 raise ValueError(f"{where}: the text in column {name!r} is empty")
             if not isinstance(row[name], (str, list)):
                 raise ValueError(f"{where}: the text in column {name!r} is {row[name]!r}, no string")
-        if labelled:
-            examples.labels.append(clean_label(row.get(label)))
-            if examples.labels[-1] in ("", []):
-                raise ValueError(f"{where}: no label in column {label!r}")
+        if not labelled:
+            examples.rows.append(row)
+        else:
+            examples.labels.append(read_label(row, labels, kind, where))
     if no_header and header is None and not labelled:
         print(f"{file}: line 1 is taken for a row, not for the names of the columns; else say --header",
               file=sys.stderr)
@@ -169,17 +176,40 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     return examples
 
 
+def read_label(row, columns, kind, where):
+    """-> the label of a row, as clean_label makes it; of several columns the names of those that are 1."""
+    cells = [clean_label(row.get(name)) for name in columns]
+    if len(columns) > 1:
+        for name, cell in zip(columns, cells):
+            if cell not in ("0", "1", "False", "True"):
+                raise ValueError(f"{where}: {row.get(name)!r} in column {name!r} is neither 0 nor 1")
+        return [name for name, cell in zip(columns, cells) if cell in ("1", "True")]
+    [name], [label], cell = columns, cells, row.get(columns[0])
+    names = label if isinstance(label, list) else [label] * (label != "")
+    # "" and [] may say that no label applies; null says that nobody has labelled the row
+    if not names and not (kind == "multilabel" and isinstance(cell, (str, list))):
+        raise ValueError(f"{where}: no label in column {name!r}"
+                         + "; say --kind multilabel if a row may have none" * (cell == []))
+    if not all(name and isinstance(name, (str, float)) for name in names):
+        raise ValueError(f"{where}: {cell!r} in column {name!r} is no label, nor a list of labels")
+    if names is label and kind == "classification":
+        raise ValueError(f"{where}: a list of labels in column {name!r}; say --kind multilabel")
+    return label
+
+
 def clean_label(cell):
-    """-> a string, "" if there is none; a list and a number with a fraction stay, and 1.0 is "1"."""
+    """-> a string, "" if there is none; a list of these; a number with a fraction stays, and 1.0 is "1"."""
     if cell is None or cell != cell:  # unequal to itself: NaN
         return ""
-    if isinstance(cell, list) or isinstance(cell, float) and not cell.is_integer():
-        return cell
+    if isinstance(cell, list):
+        return [clean_label(part) for part in cell]
+    if isinstance(cell, dict) or isinstance(cell, float) and not cell.is_integer():
+        return cell  # read_label refuses a dict
     return str(int(cell)) if isinstance(cell, float) else str(cell).strip()
 
 
-def find_columns(file, names, text_columns, label_column):
-    """-> the text columns, and the label's: given, or of known names; [] and None where there are none."""
+def find_columns(file, names, text_columns, label_columns):
+    """-> the text columns, and the label's: given, or of known names; [] where there are none."""
     columns = {str(i): name for i, name in enumerate(names, 1)}
     columns |= {name.lower(): name for name in reversed(names)}  # of two that differ in case the first
 
@@ -191,10 +221,10 @@ def find_columns(file, names, text_columns, label_column):
     known = next((choice for choice in choices if set(choice) <= set(columns)), ())
     texts = [given(name, "--text_columns") for name in text_columns or known]
     likely = TAGS + LABELS if any(name.lower() in WORDS for name in texts) else LABELS + TAGS
-    labels = [columns[name] for name in likely if name in columns and columns[name] not in texts]
-    if label_column:
-        labels = [given(label_column, "--label_column")]
-    return texts, labels[0] if labels else None
+    labels = [columns[name] for name in likely if name in columns and columns[name] not in texts][:1]
+    if label_columns:
+        labels = [given(name, "--label_column") for name in label_columns]
+    return texts, labels
 
 
 def columns_by_content(rows, taken):
@@ -206,7 +236,7 @@ def columns_by_content(rows, taken):
            and 2 <= len(set(cells)) <= max(2, min(100, len(cells) // 5))]
     numbered = [name for name in few if set(columns[name]) == set(map(str, range(len(set(columns[name])))))]
     labels = few if len(few) == 1 else numbered
-    return [name for name in columns if words[name] >= 3], labels[0] if len(labels) == 1 else None
+    return [name for name in columns if words[name] >= 3], labels if len(labels) == 1 else []
 
 
 def is_number(value):
@@ -220,9 +250,9 @@ def is_number(value):
 
 @dataclass
 class Data:
-    kind: str           # "classification", "regression" or "tokens"
+    kind: str           # one of OWN
     classes: list       # their names, by id; none for a regression
-    splits: dict        # {"train", "val", "test"}: Examples, with labels as ids or numbers
+    splits: dict        # {"train", "val", "test"}: Examples, with labels as ids, numbers, or bool (classes,)
 
 
 def prepare(splits, kind=None, classes=None):
@@ -247,6 +277,8 @@ def prepare(splits, kind=None, classes=None):
             kind = "regression"
     for examples in splits.values():
         check_texts(examples, kind)
+    if kind == "multilabel":
+        split_labels(splits)
     if kind == "regression":
         for examples in splits.values():
             for label, where in zip(examples.labels, examples.where):
@@ -256,7 +288,7 @@ def prepare(splits, kind=None, classes=None):
                                for split, examples in splits.items()})
 
     def names_in(label):
-        return [str(tag) for tag in label] if kind == "tokens" else [str(label)]
+        return list(map(str, label)) if kind in ("tokens", "multilabel") else [str(label)]
     used = {split: {name for label in examples.labels for name in names_in(label)}
             for split, examples in splits.items()}
     if classes is None:
@@ -266,9 +298,10 @@ def prepare(splits, kind=None, classes=None):
         ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
     else:
         ids = ids_of_labels(classes, used)
-    if len(classes) < 2:
+    if len(classes) < (1 if kind == "multilabel" else 2):
         file = first.where[0].rpartition(", ")[0]
-        raise ValueError(f"{file}: every row has the label {classes[0]!r}; there is nothing to learn")
+        which = f"every row has the label {classes[0]!r}" if classes else "no row has a label"
+        raise ValueError(f"{file}: {which}; there is nothing to learn")
     prepared = {}
     for split, examples in splits.items():
         labels = []
@@ -278,9 +311,25 @@ def prepare(splits, kind=None, classes=None):
                 raise ValueError(f"{where}: the label {min(unknown)!r} is none of the classes: "
                                  f"{', '.join(classes[:20])}")
             numbers = [ids[split][name] for name in names_in(label)]
-            labels.append(numbers if kind == "tokens" else numbers[0])
+            if kind == "multilabel":
+                numbers = np.isin(np.arange(len(classes)), numbers)
+            labels.append(numbers[0] if kind == "classification" else numbers)
         prepared[split] = replace(examples, labels=labels)
     return Data(kind, classes, prepared)
+
+
+def split_labels(splits):
+    """For multilabel, in place: "a|b" becomes ["a", "b"]. In all splits the first of | ; and , that any cell
+    has stands between labels; brackets and quotes around them, as pandas writes a list, are dropped."""
+    cells = [label for examples in splits.values() for label in examples.labels if isinstance(label, str)]
+    separator = next((mark for mark in "|;," if any(mark in cell for cell in cells)), "|")
+    for examples in splits.values():
+        for i, (label, where) in enumerate(zip(examples.labels, examples.where)):
+            if not isinstance(label, list):
+                parts = [part.strip(" '\"") for part in str(label).strip("[]").split(separator)]
+                examples.labels[i] = [part for part in parts if part]
+            if len(set(examples.labels[i])) < len(examples.labels[i]):
+                raise ValueError(f"{where}: a label is twice in {label!r}; write names, not zeros and ones")
 
 
 def ids_of_labels(classes, used):
@@ -305,7 +354,8 @@ def hold_out(examples, kind, share=10):
     order = np.random.default_rng(0).permutation(len(examples.texts))
     held = set(order[:len(order) // share].tolist())
     if kind != "regression":
-        classes = [set(label) if kind == "tokens" else {label} for label in examples.labels]
+        ids = np.flatnonzero if kind == "multilabel" else np.atleast_1d
+        classes = [set(ids(label).tolist()) for label in examples.labels]
         trained = set().union(*(classes[i] for i in range(len(classes)) if i not in held))
         held = {i for i in held if classes[i] <= trained}
     if len(order) < 2 * share or not held:
@@ -335,7 +385,8 @@ def check_texts(examples, kind):
             if not isinstance(tags, list):
                 raise ValueError(f"{where}: {tags!r} is no list of tags")
             if len(words) != len(tags):
-                raise ValueError(f"{where}: {len(words)} words and {len(tags)} tags")
+                hint = "; for several labels to a text say --kind multilabel" * isinstance(text[0], str)
+                raise ValueError(f"{where}: {len(words)} words and {len(tags)} tags{hint}")
 
 # -----------------------------------------------------------------------------
 # Rows of tokens
@@ -345,6 +396,7 @@ class Row:
     ids: np.ndarray     # (T,) int32, special tokens included
     second: int         # where the second sentence begins; T if there is none
     words: np.ndarray = None  # for tokens: the places of the words' first tokens
+    cut: bool = False   # whether the text was longer
 
 
 def encode(texts, tokenizer, max_length):
@@ -362,18 +414,21 @@ def encode(texts, tokenizer, max_length):
     rows = []
     for text in texts:
         parts = [next(pieces) for _ in text]
+        is_pair = not isinstance(text, list) and len(parts) == 2
+        room = max_length - 2 - len(between) * is_pair
         if isinstance(text, list):
             parts = [part if len(part) else [tokenizer.unk_id] for part in parts]
             starts = np.cumsum([1, *map(len, parts)])[:-1]
-            ids = np.concatenate([cls, *parts])[:max_length - 1]
+            ids = np.concatenate([cls, *parts])[:room + 1]
             rows.append(Row(np.append(ids, sep).astype(np.int32), len(ids) + 1, starts[starts < len(ids)]))
-        elif len(parts) == 1:
-            ids = np.concatenate([cls, parts[0][:max_length - 2], sep])
-            rows.append(Row(ids.astype(np.int32), len(ids)))
-        else:
-            a, b = truncate(*parts, max_length - 2 - len(between))
+        elif is_pair:
+            a, b = truncate(*parts, room)
             ids = np.concatenate([cls, a, between, b, sep])
             rows.append(Row(ids.astype(np.int32), 1 + len(a) + len(between)))
+        else:
+            ids = np.concatenate([cls, parts[0][:room], sep])
+            rows.append(Row(ids.astype(np.int32), len(ids)))
+        rows[-1].cut = sum(map(len, parts)) > room
     return rows
 
 
@@ -392,7 +447,7 @@ class Rows:
         self.rows = encode(examples.texts, tokenizer, max_length)
         self.lengths = np.array([len(row.ids) for row in self.rows])
         self.labels = examples.labels  # numbers; for tokens lists of them
-        self.cut_words = 0
+        self.cut_texts, self.cut_words = sum(row.cut for row in self.rows), 0
         if kind == "tokens":
             self.cut_words = sum(map(len, examples.texts)) - sum(len(row.words) for row in self.rows)
             if self.labels is not None:  # of the words that fit
@@ -422,18 +477,19 @@ class Rows:
         return batch
 
     def targets(self, chosen):
-        """Row numbers -> labels (B,), or for tokens (B, T) with -100 where no word begins."""
+        """Row numbers -> labels (B,), for multilabel (B, classes) with 0 and 1, for tokens (B, T) with -100
+        where no word begins."""
         if self.kind != "tokens":
-            dtype = np.float32 if self.kind == "regression" else np.int64
+            dtype = np.int64 if self.kind == "classification" else np.float32
             return np.array([self.labels[i] for i in chosen], dtype)
         targets = np.full((len(chosen), self.lengths[chosen].max()), -100)
         for target, i in zip(targets, chosen):
             target[self.rows[i].words] = self.labels[i]
         return targets
 
-    def scores(self, outputs, classes):
+    def scores(self, outputs, classes, threshold=0.5):
         """outputs: an array for each row, as outputs() gives them -> {name: value}"""
-        return scores(self.kind, self.flat(self.labels), self.flat(outputs), classes)
+        return scores(self.kind, self.flat(self.labels), self.flat(outputs), classes, threshold)
 
 
 def batches_by_length(lengths, size, rng, window=200):
@@ -473,18 +529,27 @@ METRICS = {  # any of these can choose the best checkpoint; f1 is of class 1, wh
     "classification": ("accuracy", "f1", "macro_f1", "macro_precision", "macro_recall", "mcc"),
     "regression": ("pearson", "spearman"),
     "tokens": ("accuracy", "token_f1", "macro_f1", "macro_precision", "macro_recall", "mcc"),
+    "multilabel": ("micro_f1", "macro_f1", "micro_precision", "micro_recall", "subset_accuracy"),
 }
 
-def scores(kind, labels, outputs, classes=()):
+def scores(kind, labels, outputs, classes=(), threshold=0.5):
     """{name: value}. labels (N,), outputs (N, classes), or (N,) for a regression. For tokens N counts the
-    words of all rows, and classes are the names of the tags."""
+    words of all rows, and classes are the names of the tags. For multilabel labels are (N, classes), and what
+    has a probability above the threshold is predicted."""
     labels = np.asarray(labels)
     if kind == "regression":
         predicted = np.asarray(outputs, np.float64).reshape(len(labels))
         return {"pearson": pearson(labels, predicted), "spearman": pearson(ranks(labels), ranks(predicted)),
                 "mse": float(np.mean((labels - predicted) ** 2))}
+    if kind == "multilabel":
+        predicted = above(outputs, threshold)
+        counts = label_counts(labels, predicted)
+        precision, recall, f1, _ = by_class(*counts.sum(1, keepdims=True))
+        return {"micro_f1": float(f1[0]), "macro_f1": float(by_class(*counts)[2].mean()),
+                "micro_precision": float(precision[0]), "micro_recall": float(recall[0]),
+                "subset_accuracy": float((labels == predicted).all(-1).mean())}
     matrix = confusion_matrix(labels, outputs.argmax(-1), outputs.shape[-1])
-    precision, recall, f1, present = by_class(matrix)
+    precision, recall, f1, present = by_class(np.diag(matrix), matrix.sum(1), matrix.sum(0))
     values = {"accuracy": np.trace(matrix) / matrix.sum(), "macro_f1": f1[present].mean(),
               "macro_precision": precision[present].mean(), "macro_recall": recall[present].mean(),
               "mcc": mcc(matrix)}
@@ -500,25 +565,48 @@ def confusion_matrix(labels, predicted, classes):
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def by_class(matrix):
-    """-> precision, recall and F1 of every class, 0 where they are 0 / 0, and which classes occur at all."""
-    hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    ratio = lambda a, b: np.divide(a, b, out=np.zeros(len(matrix)), where=b > 0)
+def above(outputs, threshold):
+    """Logits -> whether their probability is above the threshold."""
+    return np.asarray(outputs) > np.log(threshold / (1 - threshold))
+
+
+def label_counts(labels, predicted):
+    """Both (N, classes), bool -> (3, classes): how many are right, labelled, predicted."""
+    return np.stack([(labels & predicted).sum(0), labels.sum(0), predicted.sum(0)])
+
+
+def best_threshold(rows, outputs):
+    """-> of 0.01, 0.02, ... the threshold of the best micro F1, the nearest to 0.5 of equal ones; this F1."""
+    labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
+    f1 = {t / 100: scores(rows.kind, labels, outputs, threshold=t / 100)["micro_f1"] for t in range(1, 100)}
+    best = max(f1, key=lambda threshold: (f1[threshold], -abs(threshold - 0.5)))
+    return best, f1[best]
+
+
+def by_class(hits, labelled, predicted):
+    """How many of every class are right, labelled, predicted -> precision, recall and F1 of every class, 0
+    where they are 0 / 0, and which classes occur at all."""
+    ratio = lambda a, b: np.divide(a, b, out=np.zeros(len(hits)), where=b > 0)
     return (ratio(hits, predicted), ratio(hits, labelled), ratio(2 * hits, labelled + predicted),
             labelled + predicted > 0)
 
 
-def report(rows, outputs, classes):
+def report(rows, outputs, classes, threshold=0.5):
     """Print precision, recall and F1 of every class, and the confusion matrix where it fits the screen."""
     if rows.kind == "regression":
         return
-    matrix = confusion_matrix(rows.flat(rows.labels), rows.flat(outputs).argmax(-1), len(classes))
-    precision, recall, f1, _ = by_class(matrix)
-    width, fits = max(map(len, classes)), len(classes) <= 12
+    labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
+    width, fits = max(map(len, classes)), len(classes) <= 12 and rows.kind != "multilabel"
+    if rows.kind == "multilabel":
+        counts = label_counts(labels, above(outputs, threshold))
+    else:
+        matrix = confusion_matrix(labels, outputs.argmax(-1), len(classes))
+        counts = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    precision, recall, f1, _ = by_class(*counts)
     print(f"  {'':{width}}  precision  recall     f1   count" + ("   predicted as" if fits else ""))
     for i, name in enumerate(classes):
         predicted = "".join(f"{n:7}" for n in matrix[i]) if fits else ""
-        print(f"  {name:{width}}      {precision[i]:.3f}   {recall[i]:.3f}  {f1[i]:.3f} {matrix[i].sum():7}"
+        print(f"  {name:{width}}      {precision[i]:.3f}   {recall[i]:.3f}  {f1[i]:.3f} {counts[1][i]:7}"
               f"  {predicted}")
 
 

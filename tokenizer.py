@@ -37,8 +37,10 @@ class Tokenizer:
 
     tokens[id] is a token as the published files spell it; vocab_size = len(tokens). pad_id, unk_id, cls_id,
     sep_id and mask_id are None where the vocabulary has no such token. starts_word[id] tells whether a token
-    begins a word, for whole-word masking. settings is what the ids depend on, besides the tokens.
+    begins a word, for whole-word masking. settings is what the ids depend on, besides the tokens. max_length
+    is model_max_length of its files, the longest row, special tokens included; None where they do not say.
     """
+    max_length = None
 
     def __init__(self, tokens, special_tokens, required):
         """special_tokens: {"pad": "<pad>", ...}, of which those not in tokens are ignored. ValueError if a
@@ -83,9 +85,13 @@ class Tokenizer:
         content = json.dumps([type(self).__name__, self.tokens, self.settings])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def save(self, path):
-        """Writes files(), {name: str or JSON content}, into a directory, which must exist."""
-        for name, content in self.files().items():
+    def save(self, path, max_length=None):
+        """Writes files(), {name: str or JSON content}, into a directory, which must exist. max_length: where
+        programs that read them cut a text, by default the tokenizer's; without one they may not cut at all."""
+        files, max_length = self.files(), max_length or self.max_length
+        if max_length:
+            files["tokenizer_config.json"]["model_max_length"] = max_length
+        for name, content in files.items():
             if not isinstance(content, str):
                 content = json.dumps(content, ensure_ascii=False, indent=0) + "\n"
             with open(os.path.join(path, name), "w", encoding="utf-8") as f:
@@ -836,7 +842,10 @@ def load(path_or_name):
     its files are damaged or of a tokenizer that is not one of KINDS."""
     path = local_directory(path_or_name)
     try:
-        return published_class(path).from_directory(path)
+        tokenizer = published_class(path).from_directory(path)
+        config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
+        tokenizer.max_length = config.get("model_max_length")
+        return tokenizer
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, struct.error) as error:

@@ -27,6 +27,7 @@ import runtime  # before torch: it sets how torch's threads wait
 import numpy as np
 import torch
 
+import card
 import data
 import tokenizer as tokenizers
 from muon import Muon
@@ -41,24 +42,28 @@ RECIPES = {
                   decay=0.2, unigram_bias=False, sinusoids=False),
 }
 DEFAULTS = {
-    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, compile=False),
-    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50, compile=True),
+    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250,
+                compile=False),
+    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50,
+                 eval_interval=1000, compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
 # what a resumed run may not change
-FIXED = ("model", "preset", "layers", "recipe", "optimizer", "dropout", "seed", "batch_size", "seq_length",
-         "masking")
+FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", "dropout", "seed", "batch_size",
+         "seq_length", "masking")
 EVAL_SEED = 0  # validation masks are the same in every run
 
 
 def parser():
     p = runtime.Parser(__doc__)
-    presets = "; ".join(", ".join(importlib.import_module(name).PRESETS) for name in runtime.MODELS)
     add = p.add_argument_group("model").add_argument
     add("--model", default="roberta", choices=runtime.MODELS)
-    add("--preset", help=f"a size: {presets}; default: MODEL-laptop on the CPU, one of 8 to 18 M on CUDA")
+    add("--preset", help=f"a size: {runtime.preset_names()}; default: MODEL-laptop on the CPU, one of 8 to "
+        "18 M on CUDA")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
     add("--layers", type=runtime.positive_int, help="default: the preset's")
+    add("--positions", type=runtime.positive_int, help="tokens of the longest row that the model takes; "
+        "default: --seq_length, as a position beyond is not trained")
     add("--dropout", type=runtime.probability, help="default: by the recipe; of paper, the preset's")
     add = p.add_argument_group("recipe").add_argument
     paper = ", ".join(f"--{name} {value}" for name, value in RECIPES["paper"].items() if value is not None)
@@ -89,13 +94,12 @@ def parser():
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
     add = p.add_argument_group("output").add_argument
     add("--out_dir", help="default: out/MODEL")
-    add("--overwrite", action="store_true", help="replace the run in out_dir")
     add("--log_interval", type=runtime.positive_int, help="steps; default: 100, on CUDA 50")
-    add("--eval_interval", type=runtime.positive_int, default=1000, help="steps")
+    add("--eval_interval", type=runtime.positive_int, help="steps; default: 250, on CUDA 1000")
     add("--save_interval", type=runtime.positive_int, default=1000, help="steps")
     add("--eval_rows", type=runtime.not_negative_int, default=1024,
         help="validation rows, evenly spaced; 0: all")
-    add("--dry_run", action="store_true", help="set up, take three steps, write no checkpoint")
+    runtime.add_output_flags(add)
     p.set_defaults(**RECIPES["fast"])
     return p
 
@@ -109,8 +113,8 @@ def parse_arguments(argv):
     if args.init_from == "resume":
         args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model}")
     else:
-        if args.init_from != "scratch" and args.preset:
-            raise ValueError("--preset: a checkpoint has its own size")
+        if args.init_from != "scratch" and (args.preset or args.positions):
+            raise ValueError(f"--{'preset' if args.preset else 'positions'}: a checkpoint has its own size")
         recipe = args.recipe or ("fast" if args.init_from == "scratch" else "paper")
         kind = runtime.choose_device(args.device).partition(":")[0]
         defaults = {"recipe": recipe} | RECIPES[recipe] | DEFAULTS[kind]
@@ -127,6 +131,8 @@ def parse_arguments(argv):
     args.device = runtime.choose_device(args.device)
     args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
     args.out_dir = args.out_dir or f"out/{args.model}"
+    args.command = state["args"]["command"] if state else runtime.command("train_mlm.py", argv)
+    runtime.check_sources("data", [*args.data, *(args.val_data or [])], args.out_dir)
     runtime.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
         runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
@@ -205,8 +211,12 @@ def open_model(args, splits, tokenizer, state):
         model = module.ForPreTraining(module.Config(**state["config"]))
         model.load_state_dict(state["model"])
     else:
-        layers = {"num_hidden_layers": args.layers} if args.layers else {}
-        model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **layers)
+        options = {"num_hidden_layers": args.layers} if args.layers else {}
+        if args.init_from == "scratch":
+            published = module.Config()  # RoBERTa's first two positions are never used
+            unused = published.max_position_embeddings - published.longest_row
+            options["max_position_embeddings"] = (args.positions or args.seq_length) + unused
+        model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **options)
     if args.seq_length > model.config.longest_row:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
                          f"{model.config.longest_row} positions")
@@ -375,26 +385,23 @@ def evaluate(model, batches, host):
 # -----------------------------------------------------------------------------
 # What a run leaves and says
 
-def open_log(args, state, host, tokenizer):
-    """-> runtime.Log; out_dir then holds the tokenizer, and nothing that the run before left. A run to resume
-    goes on with its log."""
-    log = runtime.Log(args, host)
-    if log.writes and not state:
-        os.makedirs(args.out_dir, exist_ok=True)
-        runtime.remove_outputs(args.out_dir)
-        runtime.save_files(args.out_dir, tokenizer.save)
-    elif log.writes:
+def open_log(args, state, host):
+    """-> runtime.Log. A run to resume goes on with its own, without what came after the step that it saved."""
+    log = runtime.Log(args, host, waits=not state and runtime.holds_run(args.out_dir))
+    if log.writes and state:
         with open(log.file, encoding="utf-8") as f:
             lines = [json.loads(line) for line in f if line.endswith("\n")]  # SIGKILL may leave half a line
-        def write(folder):  # without what came after the step that was saved
+        def write(folder):
             with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines
                              if line.get("step", 0) <= state["step"] and "final" not in line)
-        runtime.save_files(args.out_dir, write)
+        log.save_files(write)
+    elif log.writes:
+        os.makedirs(args.out_dir, exist_ok=True)
     return log
 
 
-def save(args, host, model, optimizers, step, elapsed, history):
+def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
     """The checkpoint, and in resume.pt all that resuming needs: one file, so that at no moment parts of two
     steps lie there."""
     history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 5)
@@ -403,8 +410,9 @@ def save(args, host, model, optimizers, step, elapsed, history):
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step, "elapsed": elapsed, "history": history}, os.path.join(folder, "resume.pt"))
         model.save_pretrained(folder)
-    if host.rank == 0 and not args.dry_run:
-        runtime.save_files(args.out_dir, write)
+        tokenizer.save(folder, model.config.longest_row)
+    if log.writes:
+        log.save_files(write)
 
 
 class Report:
@@ -422,7 +430,8 @@ class Report:
                 log.write(resumed_at=step, **changed)
         else:
             log.write(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=host.world,
-                      torch=torch.__version__, numpy=np.__version__, python=sys.version.split()[0])
+                      machine=runtime.machine(host.device), torch=torch.__version__,
+                      numpy=np.__version__, python=sys.version.split()[0])
         length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
         host.say(f"{n_parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
                  f"{args.seq_length} tokens, {len(rows):,} rows an epoch\n"
@@ -525,7 +534,7 @@ def train(args, state, host):
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = run_length(args, rows, step)
     parallel = wrap(model, read_batches(rows, step, elapsed, max_steps, args, host)[0], args, host)
-    log = open_log(args, state, host, tokenizer)
+    log = open_log(args, state, host)
     report = Report(args, state, host, model, rows, unigram, step, elapsed, max_steps, log)
 
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
@@ -579,18 +588,20 @@ def train(args, state, host):
             if eval_due:
                 report.validation(step, evaluate(model, val_batches, host), elapsed)
             if save_due:
-                save(args, host, model, optimizers, step, elapsed, history)
+                save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
                 kept = f"what was saved at step {step} is kept"
             report.last_time += time.time() - start - elapsed  # this does not count for the speed
 
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
     elapsed = time.time() - start
-    save(args, host, model, optimizers, step, elapsed, history)
+    save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
     if signals:
         advice = "nothing was written" if args.dry_run else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
         raise runtime.Stop(f"stopped at step {step:,}; {advice}", 128 + (host.signals or [signal.SIGTERM])[0])
     report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])
+    if log.writes:
+        card.write(args.out_dir)
     if host.rank == 0:
         show_fills(args, model, val_rows, tokenizer, host)
 

@@ -10,7 +10,6 @@ Nothing else may run meanwhile: the runs are measured in minutes. Ctrl-C loses t
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def train(flags, seed):
     speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
     return dict(command=" ".join(["python", *command]), seed=seed, tokens_per_s=statistics.median(speeds),
                 under_5_s=min(under, default=None) if "--eval_interval" in flags else None,
-                parameters=first["parameters"], unigram_nats=first["unigram_nats"], **lines[-1])
+                machine=first["machine"], parameters=first["parameters"], unigram_nats=first["unigram_nats"], **lines[-1])
 
 
 def table(runs):
@@ -97,15 +96,11 @@ def main():
     if os.path.exists(os.path.join(HERE, "speedrun.json")):
         with open(os.path.join(HERE, "speedrun.json"), encoding="utf-8") as f:
             runs = json.load(f)
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), cpu)
     for seed in args.seeds:
         for change in args.changes or changes:
             if not any((run["task"], run["change"], run["seed"]) == (task, change, seed) for run in runs):
-                runs.append(dict(task=task, change=change, flags=changes[change], machine=f"{cpu}, "
-                                 f"{os.cpu_count()} cores", **train(base + changes[change], seed)))
+                runs.append(dict(task=task, change=change, flags=changes[change],
+                                 **train(base + changes[change], seed)))
                 write(runs)
     write(runs)
 

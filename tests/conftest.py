@@ -53,6 +53,28 @@ def prepared(text_file, tmp_path_factory):
     return data.prepare(data.open_corpus([str(text_file)]), None, "bpe", 600, cache)
 
 # -----------------------------------------------------------------------------
+# pretraining
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def flags(text_file, cache):
+    """A small float32 run on real text, seconds long."""
+    def make(out_dir, model="roberta", *more):
+        size = [] if "--init_from" in more else ["--preset", f"{model}-tiny"]
+        size += [] if {"--init_from", "--tokenizer"} & set(more) else ["--vocab_size", "600"]
+        length = "96" if model == "albert" else "32"  # has room for two whole sentences
+        return ["--model", model, *size, "--data", str(text_file),
+                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", length,
+                "--batch_size", "32", "--max_steps", "10", "--device", "cpu", "--dtype", "float32",
+                "--threads", "1", "--log_interval", "1", "--eval_interval", "4", "--save_interval", "3",
+                "--eval_rows", "32", *map(str, more)]
+    return make
+
+# -----------------------------------------------------------------------------
 # fine-tuning
 
 WORDS = {"good": ["fine", "lovely", "great", "superb"], "bad": ["poor", "awful", "dull", "weak"]}
@@ -88,6 +110,10 @@ def files(tmp_path_factory):
         tag = lambda word: next((label for label in WORDS if word in WORDS[label]), "O")
         save("tags", "jsonl", [json.dumps({"tokens": text.split(), "tags": list(map(tag, text.split()))})
                                for text, _ in rows])
+        # a label for each of three things in the text; many texts have none of them
+        found_in = lambda text: [word for word in ("it", "was") if word in text.split()] + [
+            "good"] * any(word in text for word in WORDS["good"])
+        save("many", "csv", ["text,labels", *(f"{text},{'|'.join(found_in(text))}" for text, _ in rows)])
     return found
 
 

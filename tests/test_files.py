@@ -63,8 +63,8 @@ def test_the_header_is_given_or_found(tmp_path):
     assert rows(file, False) == rows(file, None, {"label"}) == rows(file, None) == numbered
 
 
-def test_columns_of_one_name_are_told_apart(tmp_path):
-    file = write(tmp_path / "a.csv", ",text,text,\n0,x,y,z\n")
+def test_columns_without_a_name_are_told_apart(tmp_path):
+    file = write(tmp_path / "a.csv", ",text,,\n0,x,y,z\n")
     assert rows(file) == [{"": "0", "text": "x", "3": "y", "4": "z"}]
 
 
@@ -107,6 +107,8 @@ BAD = [
     ("a.tsv", "text\tlabel\na\tb\t1\n", "a.tsv, line 2: 3 columns; the first line has 2$"),
     ("a.csv", 'text,label\n\n"a,1\nb,0\n', "a.csv, line 3: unexpected end of data; is a quote"),
     ("a.csv", 'text,label\na,1\n"a,1\n"b",0\n', "a.csv, line 3: .* is a quote of this row not closed"),
+    ("a.csv", "text,label,text\na,1,b\n", "a.csv, line 1: two columns are called 'text'"),
+    ("a.tsv", "\nid\ttext\tid\n1\ta\t2\n", "a.tsv, line 2: two columns are called 'id'"),
     ("a.parquet", "not parquet at all", "a.parquet: "),
     ("a.doc", "x", "a.doc: not one of .txt, .csv, .tsv, .jsonl, .parquet"),
 ]

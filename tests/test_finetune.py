@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
 import pytest
+import sklearn.metrics
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 import bert
 import data
 import finetune
+import inference
 import predict
 import tasks
 import tokenizer as tokenizers
@@ -61,9 +64,10 @@ def test_dry_run_writes_nothing(finetuning, tmp_path, capsys):
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("kind, metric", [("single", "accuracy"), ("pair", "accuracy"), ("score", "spearman"),
-                                          ("tags", "token_f1")])
+                                          ("tags", "token_f1"), ("many", "micro_f1")])
 def test_every_kind_learns_and_transformers_agrees(kind, metric, family, finetuning, files, tmp_path, capsys):
-    finetune.main(finetuning(tmp_path, kind, family, *(["--epochs", 8] if kind == "pair" else [])))
+    more = {"pair": ["--epochs", 8], "many": ["--epochs", 8, "--kind", "multilabel"]}
+    finetune.main(finetuning(tmp_path, kind, family, *more.get(kind, [])))
     log = read_log(tmp_path)
     assert log[-1]["metric"] == metric
     if kind != "pair":  # to compare two words takes longer than these seconds
@@ -83,24 +87,91 @@ def test_every_kind_learns_and_transformers_agrees(kind, metric, family, finetun
     for line in lines[:10]:
         with torch.no_grad():
             if token:
-                inputs = tokenizer(line["words"], is_split_into_words=True, return_tensors="pt")
-                first = [inputs.word_ids().index(i) for i in range(len(line["words"]))]
+                inputs = tokenizer(line["tokens"], is_split_into_words=True, return_tensors="pt")
+                first = [inputs.word_ids().index(i) for i in range(len(line["tokens"]))]
                 p = theirs(**inputs).logits[0, first].softmax(-1)
-                assert [theirs.config.id2label[i] for i in p.argmax(-1).tolist()] == line["tags"]
-                np.testing.assert_allclose(p.max(-1).values, line["probabilities"], atol=1e-4)
+                assert [theirs.config.id2label[i] for i in p.argmax(-1).tolist()] == line["predicted_tags"]
+                np.testing.assert_allclose(p.max(-1).values, line["probabilities"], atol=1e-5)
                 continue
-            logits = theirs(**tokenizer(*line["text"], return_tensors="pt")).logits[0]
+            texts = [line[name] for name in ("text", "sentence1", "sentence2") if name in line]
+            logits = theirs(**tokenizer(*texts, return_tensors="pt")).logits[0]
         if kind == "score":
-            assert logits.item() == pytest.approx(line["score"], abs=1e-4)
+            assert logits.item() == pytest.approx(line["predicted_score"], abs=1e-5)
+        elif kind == "many":
+            p = dict(zip(theirs.config.id2label.values(), logits.sigmoid().tolist()))
+            assert p == pytest.approx(line["probabilities"], abs=1e-5)
+            assert [name for name in p if p[name] > 0.5] == line["predicted_labels"]
         else:
             p = dict(zip(theirs.config.id2label.values(), logits.softmax(-1).tolist()))
-            assert p == pytest.approx(line["probabilities"], abs=1e-4) and max(p, key=p.get) == line["label"]
+            assert p == pytest.approx(line["probabilities"], abs=1e-5)
+            assert max(p, key=p.get) == line["predicted_label"]
+
+
+def logits_and_labels(model, tokenizer, file, classes):
+    """transformers' logits of every row of a file of several labels, and its labels, read by hand."""
+    rows = [line.rsplit(",", 1) for line in Path(file).read_text().splitlines()[1:]]
+    with torch.no_grad():
+        logits = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text, _ in rows]
+    labels = [[float(name in cell.split("|")) for name in classes] for _, cell in rows]
+    return torch.stack(logits), torch.tensor(labels)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_several_labels_learn_and_transformers_agrees(family, finetuning, files, tmp_path, capsys):
+    """Also with seeds, rows held out of the training file, a test file and another metric."""
+    argv = finetuning(tmp_path, "many", family, "--kind", "multilabel", "--epochs", "6", "--test_file",
+                      files["test_many"])
+    if family == "albert":
+        i = argv.index("--val_file")
+        argv = [*argv[:i], *argv[i + 2:], "--seeds", "2", "--metric", "macro_f1", "--patience", "3"]
+    finetune.main(argv)
+    printed, log = capsys.readouterr().out, read_log(tmp_path)
+    assert log[0]["classes"] == ["good", "it", "was"]
+    assert log[-1]["metric"] == ("macro_f1" if family == "albert" else "micro_f1") and log[-1]["mean"] > 0.9
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert theirs.config.problem_type == "multi_label_classification"
+    assert theirs.config.id2label == {0: "good", 1: "it", 2: "was"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    logits, labels = logits_and_labels(theirs, tokenizer, files["test_many"], log[0]["classes"])
+    f1 = lambda average, k=0: sklearn.metrics.f1_score(labels, logits > k, average=average, zero_division=0)
+    best = max(log[-1]["seeds"], key=lambda seed: seed["score"])
+    assert best["test"]["micro_f1"] == pytest.approx(f1("micro"), abs=1e-9)
+    assert best["test"]["macro_f1"] == pytest.approx(f1("macro"), abs=1e-9)
+    subset = sklearn.metrics.accuracy_score(labels, logits > 0)
+    assert best["test"]["subset_accuracy"] == pytest.approx(subset, abs=1e-9)
+    if family == "albert":
+        return
+    logits, labels = logits_and_labels(theirs, tokenizer, files["val_many"], log[0]["classes"])
+    threshold, value = re.search(r"predict.py --threshold (\S+) is best: micro_f1 (\S+)", printed).groups()
+    cut = np.log(float(threshold) / (1 - float(threshold)))
+    assert float(value) == pytest.approx(f1("micro", cut), abs=5.1e-5) and f1("micro", cut) >= f1("micro")
+    choices = [np.tile(choice, (len(labels), 1)) for choice in np.ndindex(2, 2, 2) if any(choice)]
+    always = max(sklearn.metrics.f1_score(labels, choice, average="micro") for choice in choices)
+    assert f"validation micro_f1 {always:.4f}\n" in printed
+
+
+def test_lora_of_several_labels(finetuning, files, base, tmp_path):
+    """The adapter in PEFT, on transformers' base; and as it is opened here."""
+    finetune.main(finetuning(tmp_path, "many", "bert", "--kind", "multilabel", "--train", "lora", "--lr",
+                             "5e-3", "--epochs", "8", "--lora_targets", "query,key,value,out,fc_in,fc_out"))
+    log = read_log(tmp_path)
+    assert log[-1]["mean"] > 0.9
+    model, tokenizer = inference.open_model(str(tmp_path))
+    assert model.config.problem_type == "multi_label_classification"
+    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForSequenceClassification.from_pretrained(
+        base["bert"], num_labels=3), tmp_path).eval()
+    logits, labels = logits_and_labels(theirs, transformers.AutoTokenizer.from_pretrained(tmp_path),
+                                       files["val_many"], log[0]["classes"])
+    assert log[-1]["mean"] == pytest.approx(sklearn.metrics.f1_score(labels, logits > 0, average="micro"))
+    text = Path(files["val_many"]).read_text().splitlines()[1].rsplit(",", 1)[0]
+    ids = torch.tensor([[tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]])
+    torch.testing.assert_close(model(ids)[0][0], logits[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
     """Train, evaluate the adapter, open it in PEFT, merge it, open that in transformers."""
-    finetune.main(finetuning(tmp_path / "lora", "single", family, "--train", "lora", "--lr", "1e-2",
+    finetune.main(finetuning(tmp_path / "lora", "single", family, "--train", "lora", "--lr", "5e-3",
                         "--epochs", "8", "--lora_targets", "query,key,value,out,fc_in,fc_out"))
     log = final(tmp_path / "lora")
     assert log["mean"] > 0.95 and not (tmp_path / "lora" / "model.safetensors").exists()
@@ -113,8 +184,7 @@ def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
         use(tmp_path / name, "--file", files["val_single"], "--json")
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         probabilities[name] = [line["probabilities"]["good"] for line in lines]
-    # four digits are printed
-    np.testing.assert_allclose(probabilities["lora"], probabilities["merged"], atol=1.01e-4)
+    np.testing.assert_allclose(probabilities["lora"], probabilities["merged"], atol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "lora")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base[family], num_labels=2)
     models = [peft.PeftModel.from_pretrained(theirs, tmp_path / "lora"),
@@ -122,9 +192,19 @@ def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
     for line, expected in zip(lines[:8], probabilities["lora"]):
         for model in models:
             with torch.no_grad():
-                p = model.eval()(**tokenizer(*line["text"], return_tensors="pt")).logits.softmax(-1)[0]
+                p = model.eval()(**tokenizer(line["text"], return_tensors="pt")).logits.softmax(-1)[0]
             good = [i for i, name in models[1].config.id2label.items() if name == "good"][0]
-            assert p[good].item() == pytest.approx(expected, abs=1.01e-4)
+            assert p[good].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_default_rates():
+    """5e-5 for all parameters of a model 768 wide; LoRA ten times, and twenty in less than 1,000 steps."""
+    def rate(train, n_rows, **length):
+        args = SimpleNamespace(**{"train": train, "batch_size": 32, "max_steps": None, "epochs": None} | length)
+        return finetune.default_lr(args, tasks.OWN["classification"], SimpleNamespace(hidden_size=384), n_rows)
+    assert rate("full", 320, epochs=1) == rate("full", 64_000, epochs=1) == pytest.approx(1e-4)
+    assert rate("lora", 31_968, epochs=1) == rate("lora", 10**9, max_steps=999) == pytest.approx(2e-3)
+    assert rate("lora", 16_000, epochs=2) == rate("lora", 320, max_minutes=9) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("mode", ["lora", "head", "last_block"])
@@ -132,10 +212,11 @@ def test_what_is_frozen_stays(mode, finetuning, base, tmp_path):
     finetune.main(finetuning(tmp_path / "run", "single", "bert", "--train", mode, "--epochs", "1"))
     log = final(tmp_path / "run")
     H, layer, head = 128, 12 * 128 ** 2 + 13 * 128, 128 * 128 + 128 + 2 * 128 + 2
-    # the checkpoint has a pooler, which LoRA leaves as it is, as PEFT does
-    expected = {"lora": 2 * 2 * 2 * 8 * H + 2 * H + 2, "head": head, "last_block": layer + head}
+    # LoRA: two layers, in each two matrices between H and 4 H with r = 8
+    expected = {"lora": 2 * 2 * 8 * 5 * H + head, "head": head, "last_block": layer + head}
     assert log["trained"] == expected[mode]
     if mode == "lora":
+        assert read_log(tmp_path / "run")[0]["dropout"] == 0
         return
     before, after = (load_file(Path(d) / "model.safetensors") for d in (base["bert"], tmp_path / "run"))
     moved = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
@@ -172,21 +253,25 @@ def test_pydoc_needs_nothing(base, tmp_path, capsys):
 # -----------------------------------------------------------------------------
 # against transformers: one step, weights
 
-@pytest.mark.parametrize("weights", [[], ["--class_weights", "1", "3"]])
-def test_three_steps_equal_transformers(weights, finetuning, base, files, tmp_path):
-    """The losses of a plain loop over the same batches, class weights included."""
-    argv = finetuning(tmp_path, "single", "bert", "--warmup", "0.5", "--schedule", "constant", "--clip", "0",
-                 *weights)
+@pytest.mark.parametrize("kind, more", [("single", []), ("single", ["--class_weights", "1", "3"]),
+                                        ("many", ["--kind", "multilabel"])])
+def test_three_steps_equal_transformers(kind, more, finetuning, base, files, tmp_path):
+    """The losses of a plain loop over the same batches, class weights and several labels included."""
+    argv = finetuning(tmp_path, kind, "bert", "--warmup", "0.5", "--schedule", "constant", "--clip", "0",
+                      *more)
     argv = instead_of_epochs(argv, "--max_steps", "3")
     finetune.main([*argv, "--log_interval", "1"])
     losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
 
     # the rows as tasks.py gives them, in the order of seed 0
-    task_data = tasks.prepare({"train": tasks.read_file(files["train_single"])})
-    rows = tasks.Rows(task_data.splits["train"], "classification", tokenizers.load(base["bert"]), 64, True)
+    own = {"single": "classification", "many": "multilabel"}[kind]
+    task_data = tasks.prepare({"train": tasks.read_file(files[f"train_{kind}"], kind=own)}, own)
+    rows = tasks.Rows(task_data.splits["train"], own, tokenizers.load(base["bert"]), 64, True)
     batches = tasks.batches_by_length(rows.lengths, 16, data.random_numbers(0, data.ORDER, 0))
     torch.manual_seed(0)  # the seed of the fresh head
-    ours = bert.ForSequenceClassification.from_pretrained(base["bert"], num_labels=2)
+    ours = bert.ForSequenceClassification.from_pretrained(
+        base["bert"], num_labels=len(task_data.classes),
+        problem_type=None if kind == "single" else "multi_label_classification")
     ours.save_pretrained(tmp_path / "start")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "start").train()
     theirs.dropout.p = 0.0
@@ -199,26 +284,61 @@ def test_three_steps_equal_transformers(weights, finetuning, base, files, tmp_pa
         inputs, targets = rows.inputs(batch), rows.targets(batch)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (i + 0.5) / 3 / 0.5)
-        logits = theirs(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits
-        weight = torch.tensor([1.0, 3.0]) if weights else None
-        expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets), weight)
+        inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        expected = theirs(**inputs, labels=torch.from_numpy(targets))
+        if "--class_weights" in more:
+            expected.loss = torch.nn.functional.cross_entropy(
+                expected.logits, torch.from_numpy(targets), torch.tensor([1.0, 3.0]))
+        expected = expected.loss
         assert loss == pytest.approx(expected.item(), abs=1e-5)
         expected.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_loss_and_gradient_of_several_labels_equal_transformers(family, files, base, tmp_path):
+    task_data = tasks.prepare({"train": tasks.read_file(files["train_many"], kind="multilabel")},
+                              "multilabel")
+    tokenizer = tokenizers.load(base[family])
+    rows = tasks.Rows(task_data.splits["train"], "multilabel", tokenizer, 64, family != "roberta")
+    module = sys.modules[family]
+    ours = module.ForSequenceClassification.from_pretrained(base[family], num_labels=3,
+                                                            problem_type="multi_label_classification")
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    chosen = np.arange(20)
+    inputs = {name: torch.from_numpy(array) for name, array in rows.inputs(chosen).items()}
+    targets = torch.from_numpy(rows.targets(chosen))
+    logits, mean = ours(**inputs, labels=targets)
+    loss = finetune.loss_sum("multilabel", logits, targets, None) / rows.flat(rows.labels)[chosen].size
+    expected = theirs(**inputs, labels=targets)
+    loss.backward()
+    expected.loss.backward()
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=0)
+    assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-6)
+    assert mean.item() == pytest.approx(expected.loss.item(), abs=1e-6)
+    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    keys, compared = module.hf_keys(ours), 0
+    for name, p in ours.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, gradients[keys[name]], atol=1e-6, rtol=0)
+            compared += 1
+    assert compared == len(gradients)
+
+
 def losses_of(out_dir):
     return [line["loss"] for line in read_log(out_dir) if "loss" in line]
 
 
-@pytest.mark.parametrize("kind, mode", [("tags", "full"), ("single", "lora")])
-def test_one_batch_cut_in_different_ways(kind, mode, finetuning, tmp_path):
+@pytest.mark.parametrize("kind, mode, more", [
+    ("tags", "full", ["--class_weights", "balanced"]), ("single", "lora", ["--class_weights", "balanced"]),
+    ("many", "full", ["--kind", "multilabel"])])
+def test_one_batch_cut_in_different_ways(kind, mode, more, finetuning, tmp_path):
     """Micro-batches, and two processes, with different numbers of labels; and a last batch of one row."""
-    argv = lambda name, *more: instead_of_epochs(finetuning(
+    argv = lambda name, *cut: instead_of_epochs(finetuning(
         tmp_path / name, kind, "bert", "--train", mode, "--batch_size", "51",  # 256 = 5 * 51 + 1
-        "--log_interval", "1", "--class_weights", "balanced", "--eval_interval", "3", *more),
-        "--max_steps", "6")
+        "--log_interval", "1", "--eval_interval", "3", *more, *cut), "--max_steps", "6")
     finetune.main(argv("one"))
     finetune.main(argv("micro", "--accumulation", "3"))
     done = subprocess.run(TORCHRUN + argv("two"), cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -362,13 +482,14 @@ def test_bad_input(finetuning, files, base, tmp_path, capsys):
         ([*argv, "--warmup", "1"], "argument --warmup: 1 is not between 0 and 1"),
         ([*argv, "--metric", "pearson"], "--metric pearson: for this task there are accuracy, f1, macro_f1"),
         ([*argv, "--class_weights", "1", "2", "3"], "balanced, or 2 positive numbers, for bad, good"),
+        ([*argv, "--kind", "multilabel", "--class_weights", "balanced"], "a multilabel loss takes none"),
+        ([*argv, "--label_column", "label,text"], "several columns go with --kind multilabel alone"),
+        ([*finetuning(out, "many"), "--kind", "classification"], "no label in column 'labels'"),
         ([*argv, "--train", "lora", "--lora_targets", "qurey"], "no linear layer is called 'qurey'"),
         ([*argv, "--init_from", "out/nowhere/at/all"], "out/nowhere/at/all: no such directory"),
         ([*argv, "--init_from", "scratch", "--preset", "huge"], "no preset huge; roberta.py has"),
         (without("--train_file"), "there is no --train_file; predict.py --evaluate evaluates"),
         ([*argv, "--out_dir", "/proc/nothing"], "--out_dir /proc/nothing cannot be written"),
-        ([*finetuning(out, "single", "roberta"), "--train", "lora", "--lora_pooler"],
-         "this model has no pooler"),
         ([*finetuning(out, "single", "albert"), "--train", "last_block"],
          "there is no last block of its own"),
     ]
@@ -433,8 +554,8 @@ def test_overwrite_leaves_nothing_of_the_run_before(finetuning, tmp_path, capsys
     finetune.main(finetuning(tmp_path, "single", "bert", "--train", "lora", "--epochs", "1"))
     assert "holds a run already" in refused(finetuning(tmp_path), capsys)
     finetune.main(finetuning(tmp_path, "single", "roberta", "--epochs", "1", "--overwrite"))
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "log.jsonl", "merges.txt", "model.safetensors",
-                                            "tokenizer_config.json", "vocab.json"]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "log.jsonl", "merges.txt",
+                                            "model.safetensors", "tokenizer_config.json", "vocab.json"]
     assert sum("torch" in line for line in read_log(tmp_path)) == 1  # the log is of one run
 
 
@@ -456,7 +577,7 @@ def test_words_beyond_the_length_are_counted(finetuning, files, tmp_path, capsys
     cut = re.search(r"([\d,]+) words of \S+ are beyond", capsys.readouterr().out)
     use(tmp_path, "--file", files["val_tags"], "--json", "--max_length", 8)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert int(cut[1].replace(",", "")) == sum(line["tags"].count(None) for line in lines) > 0
+    assert int(cut[1].replace(",", "")) == sum(line["predicted_tags"].count(None) for line in lines) > 0
 
 
 def test_bpe_for_tags_knows_words_after_a_space(files, tmp_path):
@@ -482,7 +603,7 @@ def test_scores_without_a_fraction(finetuning, tmp_path, capsys):
 @pytest.mark.parametrize("more", [["--dora"], ["--rslora", "--lora_dropout", "0.1", "--lora_r", "4"]])
 def test_lora_in_bfloat16(more, finetuning, tmp_path):
     finetune.main(finetuning(tmp_path, "single", "bert", "--train", "lora", "--dtype", "bfloat16", "--lr",
-                             "1e-2", *more))
+                             "3e-3", *more))
     losses = losses_of(tmp_path)
     assert losses[-1] < losses[0]
 

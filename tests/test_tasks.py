@@ -52,7 +52,7 @@ def test_classification_metrics_equal_scikit_learns(classes):
     assert (matrix == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
     by_class = sklearn.metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(classes), zero_division=0)
-    for ours, theirs in zip(tasks.by_class(matrix)[:3], by_class):
+    for ours, theirs in zip(tasks.by_class(np.diag(matrix), matrix.sum(1), matrix.sum(0))[:3], by_class):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
@@ -80,6 +80,46 @@ def test_token_metrics_equal_scikit_learns():
     assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, outputs.argmax(1)))
     without_o = tasks.scores("tokens", labels, outputs, list("abcd"))
     assert without_o["token_f1"] == pytest.approx(scores["accuracy"])
+
+
+def several(n=300, classes=5, seed=0):
+    """Labels of which the last never applies, and outputs of which the last but one is never predicted."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random((n, classes)) < [0.5, 0.2, 0.1, 0.1, 0.0][:classes]
+    outputs = rng.normal(size=(n, classes)) + 3 * labels - 1.5
+    outputs[:, 3] = -9
+    return labels, outputs.astype(np.float32)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_multilabel_metrics_equal_scikit_learns(threshold, capsys):
+    labels, outputs = several()
+    predicted = 1 / (1 + np.exp(-outputs)) > threshold
+    f1 = lambda average: sklearn.metrics.f1_score(labels, predicted, average=average, zero_division=0)
+    scores = tasks.scores("multilabel", labels, outputs, threshold=threshold)
+    assert scores == pytest.approx({
+        "micro_f1": f1("micro"), "macro_f1": f1("macro"),
+        "micro_precision": sklearn.metrics.precision_score(labels, predicted, average="micro"),
+        "micro_recall": sklearn.metrics.recall_score(labels, predicted, average="micro"),
+        "subset_accuracy": sklearn.metrics.accuracy_score(labels, predicted)}, abs=1e-12)
+    assert list(scores) == list(tasks.METRICS["multilabel"])
+    rows = SimpleNamespace(kind="multilabel", labels=list(labels), flat=np.array)
+    tasks.report(rows, list(outputs), list("abcde"), threshold)
+    printed = np.array([line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]], float)
+    expected = sklearn.metrics.precision_recall_fscore_support(labels, predicted, zero_division=0)
+    np.testing.assert_allclose(printed, np.transpose(expected), atol=5.1e-4)
+
+
+def test_the_best_threshold_is_that_of_scikit_learn():
+    labels, outputs = several()
+    p = 1 / (1 + np.exp(-outputs))
+    f1 = [sklearn.metrics.f1_score(labels, p > t / 100, average="micro") for t in range(1, 100)]
+    rows = SimpleNamespace(kind="multilabel", labels=list(labels), flat=np.array)
+    best, value = tasks.best_threshold(rows, list(outputs))
+    assert value == pytest.approx(max(f1), abs=1e-12) and f1[round(100 * best) - 1] == max(f1)
+    assert max(f1) > tasks.scores("multilabel", labels, outputs)["micro_f1"]
+    sure = SimpleNamespace(kind="multilabel", labels=[np.array([True, False])], flat=np.array)
+    assert tasks.best_threshold(sure, [np.array([9.0, -9.0])]) == (0.5, 1)  # of equal ones the middle
 
 
 def test_degenerate_metrics():
@@ -224,6 +264,10 @@ def test_scores_and_report_of_rows(vocabularies, capsys):
         ["no", "0.500", "1.000", "0.667", "1", "1", "0"], ["yes", "1.000", "0.500", "0.667", "2", "1", "1"]]
     tags = tasks.Rows(tasks.Examples([["of", "the"]], [[0, 1]], None), "tokens", ours, 32, True)
     assert tags.scores([np.eye(2)], ["O", "B"])["token_f1"] == 1
+    hot = np.array([[True, False, True], [False] * 3])
+    many = tasks.Rows(tasks.Examples([("of",), ("the",)], list(hot), None), "multilabel", ours, 32, True)
+    assert many.targets([1, 0]).dtype == np.float32 and many.targets([1, 0]).tolist() == hot[::-1].tolist()
+    assert many.scores([np.array([1, -1, -1]), np.array([-1, -1, 1])], list("abc"))["micro_f1"] == 0.5
     numbers = tasks.Rows(tasks.Examples([("of",)] * 2, [0.5, 2.0], None), "regression", ours, 32, True)
     assert numbers.scores([np.array([0.5]), np.array([2.0])], [])["mse"] == 0
     tasks.report(numbers, outputs[:2], [])
@@ -350,6 +394,100 @@ def test_words_and_their_tags_go_together(tmp_path):
     assert tasks.prepare({"train": headless}, "tokens").splits["train"].labels == [[1, 0], [1]]
 
 
+SEVERAL = [["toxic", "insult"], [], ["threat"], ["insult"]]
+
+def test_several_labels_in_every_format(tmp_path):
+    """Lists, cells with any of three separators, what pandas writes of lists, and a column for each label."""
+    texts = ["a b", "c d", "e f", "g h"]
+    table = lambda cells: "comment,labels\n" + "".join(f'{a},"{b}"\n' for a, b in zip(texts, cells))
+    files = [write(tmp_path, f"{i}.csv", table(mark.join(labels) for labels in SEVERAL))
+             for i, mark in enumerate("|;,")]
+    files.append(write(tmp_path, "pandas.csv", table(SEVERAL)))
+    files.append(write(tmp_path, "a.tsv", table("; ".join(labels) for labels in SEVERAL)
+                       .replace('"', "").replace(",", "\t")))
+    files.append(write(tmp_path, "a.jsonl", "\n".join(
+        json.dumps({"text": a, "labels": b}) for a, b in zip(texts, SEVERAL))))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "labels": SEVERAL}), tmp_path / "a.parquet")
+    files.append(str(tmp_path / "a.parquet"))
+    names = ["insult", "threat", "toxic"]
+    expected = [[True, False, True], [False] * 3, [False, True, False], [True, False, False]]
+    read = [tasks.read_file(file, kind="multilabel") for file in files]
+    columns = {"said": texts, **{name: [int(name in labels) for labels in SEVERAL] for name in names}}
+    lines = [",".join(map(str, row)) for row in zip(*columns.values())]
+    files.append(write(tmp_path, "columns.csv", "\n".join([",".join(columns), *lines])))
+    pyarrow.parquet.write_table(pyarrow.table(columns | {"toxic": [True, False, False, False]}),
+                                tmp_path / "columns.parquet")
+    files.append(str(tmp_path / "columns.parquet"))
+    read += [tasks.read_file(file, None, ["said"], "toxic,threat,insult", kind="multilabel")
+             for file in files[-2:]]
+    for file, examples in zip(files, read):
+        prepared = tasks.prepare({"train": examples}, "multilabel")
+        assert prepared.classes == names and examples.texts == [(text,) for text in texts], file
+        assert np.array(prepared.splits["train"].labels).tolist() == expected, file
+
+
+def test_several_labels_across_files():
+    """The same separator and the same classes in all, also where a file has one label a row."""
+    prepared = tasks.prepare({"train": labelled(["x, y;z", "", "z"]), "val": labelled(["x, y", "z"])},
+                             "multilabel")
+    assert prepared.classes == ["x, y", "z"]
+    assert np.array(prepared.splits["val"].labels).tolist() == [[True, False], [False, True]]
+    given = tasks.prepare({"test": labelled([["b"], []])}, "multilabel", list("abc")).splits["test"]
+    assert np.array(given.labels).tolist() == [[False, True, False], [False] * 3]
+    numbered = tasks.prepare({"train": labelled(["9,10", "9"])}, "multilabel")
+    assert numbered.classes == ["9", "10"]
+    one = tasks.prepare({"train": labelled(["spam", ""])}, "multilabel")
+    assert np.array(one.splits["train"].labels).tolist() == [[True], [False]]
+    with pytest.raises(ValueError, match="f, line 1: the label 'd' is none of the classes: a, b"):
+        tasks.prepare({"train": labelled(["a|b", "b"]), "val": labelled(["a", "a|d"])}, "multilabel")
+    with pytest.raises(ValueError, match="f: no row has a label"):
+        tasks.prepare({"train": labelled(["", "[]"])}, "multilabel")
+    with pytest.raises(ValueError, match="f, line 1: a label is twice in .* not zeros and ones"):
+        tasks.prepare({"train": labelled([["0", "1"], ["0", "1", "0"]])}, "multilabel")
+    with pytest.raises(ValueError, match="f, line 0: the text is a list"):
+        tasks.prepare({"train": labelled([["a", "b"]], [(["in", "Rome"],)])}, "multilabel")
+    with pytest.raises(ValueError, match="f, line 0: 1 words and 2 tags; for several labels .* multilabel$"):
+        tasks.prepare({"train": labelled([["a", "b"]])})
+
+
+BAD_LABELS = {  # the lines of a .jsonl, whose first is fine; the kind; the message
+    "object": ('"a"', '{"name": "a"}', None, "line 2: {'name': 'a'} in column 'labels' is no label"),
+    "null in tags": ('["O"]', '["O", null]', None, "line 2: ['O', None] in column 'labels' is no label"),
+    "nested tags": ('["O"]', '[["O"], "B"]', None, "line 2: [['O'], 'B'] in column 'labels' is no label"),
+    "object in tags": ('["O"]', '["O", {}]', None, "line 2: ['O', {}] in column 'labels' is no label"),
+    "empty tag": ('["O"]', '["O", ""]', None, "line 2: ['O', ''] in column 'labels' is no label"),
+    "null in labels": ('["a"]', '["a", null]', "multilabel", "line 2: ['a', None] in column 'labels' is no"),
+    "nobody labelled": ('["a"]', "null", "multilabel", "line 2: no label in column 'labels'"),
+    "no tags": ('["O"]', "[]", None, "line 2: no label in column 'labels'; say --kind multilabel if a row"),
+    "a list": ('"a"', '["a"]', "classification", "line 2: a list of labels in column 'labels'; say --kind"),
+}
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_bad_labels_in_a_file(name, tmp_path):
+    *lines, kind, message = BAD_LABELS[name]
+    file = write(tmp_path, "a.jsonl", "".join(f'{{"text": "x y", "labels": {line}}}\n' for line in lines))
+    with pytest.raises(ValueError) as error:
+        tasks.read_file(file, kind=kind)
+    assert f"{file}, {message}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_labels_in_columns(tmp_path):
+    file = write(tmp_path, "a.csv", "text,toxic,threat\na b,0,1\nc d,0,0.5\n")
+    with pytest.raises(ValueError, match="a.csv, line 3: '0.5' in column 'threat' is neither 0 nor 1"):
+        tasks.read_file(file, label_column="toxic,threat", kind="multilabel")
+    with pytest.raises(ValueError, match="toxic,threat: several columns go with --kind multilabel alone"):
+        tasks.read_file(file, label_column="toxic,threat")
+    with pytest.raises(ValueError, match="no column 'insult' among text, toxic, threat; see --label_column"):
+        tasks.read_file(file, label_column="toxic,insult", kind="multilabel")
+    for columns, value, what in ((["text", "label"], [{"a": 1}], "row 1: {'a': 1} in column 'label' is no"),
+                                 (["text", "label", "text"], ["a"], "two columns are called 'text'"),
+                                 (["text", "label", "label"], ["a"], "two columns are called 'label'")):
+        table = pyarrow.table([["x y"], value, ["z"]][:len(columns)], names=columns)
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=f"a.parquet(, |: ){what}"):
+            tasks.read_file(str(tmp_path / "a.parquet"))
+
+
 BAD_FILES = {
     "a.csv": ("text,label\na,1\nb\n", "line 3: 1 columns; the first line has 2"),
     "b.tsv": ("sentence\tlabel\na b\t1\n\t0\n", "line 3: the text in column 'sentence' is empty"),
@@ -366,6 +504,8 @@ BAD_FILES = {
     "l.csv": ("label,other\n1,1\n", "which of the columns label, other is the text"),
     "l2.csv": ("text,label\na b, \n", "line 2: no label in column 'label'"),
     "l3.jsonl": ('{}\n{"text": "a", "label": 1}\n', "line 1: not a JSON object"),
+    "l4.csv": ("text,label,text\na b,1,c\n", "line 1: two columns are called 'text'"),
+    "l5.tsv": ("text\tlabel\tlabel\na b\t1\t0\n", "line 1: two columns are called 'label'"),
     "m.parquet": ("no parquet", "m.parquet: "),
     "n.txt": ("text", "not one of .csv, .tsv, .jsonl, .parquet"),
 }
@@ -444,6 +584,10 @@ def test_hold_out():
     tags = [" ".join("OB"[i >> bit & 1] for bit in range(6)) for i in range(60)]  # no two are the same
     _, train, val = held_out(tags, [("a b c d e f",)] * 60, "tokens")
     assert (len(train.texts), len(val.texts)) == (54, 6)
+    rare = [["a", "b"][:i % 3] + ["rare"] * (i == 7) for i in range(60)]  # none, a, a and b
+    for place in range(60):
+        classes, train, val = held_out(rare[place:] + rare[:place], kind="multilabel")
+        assert np.any(train.labels, 0).all() and len(classes) == 3 and len(val.texts) >= 5
     with pytest.raises(ValueError, match="rows are too few to split; give --val_file"):
         held_out("ab" * 9)
     with pytest.raises(ValueError, match="rows are too few to split; give --val_file"):

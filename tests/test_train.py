@@ -34,26 +34,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TIMES = ("tokens_per_s", "elapsed_s")
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def flags(text_file, cache):
-    """A small float32 run on real text, seconds long."""
-    def make(out_dir, model="roberta", *more):
-        size = [] if "--init_from" in more else ["--preset", f"{model}-tiny"]
-        size += [] if {"--init_from", "--tokenizer"} & set(more) else ["--vocab_size", "600"]
-        length = "96" if model == "albert" else "32"  # has room for two whole sentences
-        return ["--model", model, *size, "--data", str(text_file),
-                "--cache_dir", str(cache), "--out_dir", str(out_dir), "--seq_length", length,
-                "--batch_size", "32", "--max_steps", "10", "--device", "cpu", "--dtype", "float32",
-                "--threads", "1", "--log_interval", "1", "--eval_interval", "4", "--save_interval", "3",
-                "--eval_rows", "32", *map(str, more)]
-    return make
-
-
 def same_run(a, b):
     """Weights, optimizers and log, to the bit; but for times, and the first line with the length."""
     a_state, b_state = (torch.load(Path(d) / "resume.pt", weights_only=True) for d in (a, b))
@@ -83,6 +63,19 @@ def refused(argv, capsys, main=train_mlm.main):
     error = capsys.readouterr().err.strip()
     assert error and len(error.splitlines()) == 1, error
     return error
+
+# -----------------------------------------------------------------------------
+# what a checkpoint claims
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "albert"])
+def test_a_checkpoint_claims_the_positions_that_were_trained(model, flags, tmp_path):
+    length = 96 if model == "albert" else 32
+    for more, expected in (((), length), (("--positions", "100"), 100)):
+        out_dir = tmp_path / str(expected)
+        train_mlm.main(flags(out_dir, model, "--max_steps", "1", *more))
+        config = transformers.AutoConfig.from_pretrained(out_dir)
+        assert config.max_position_embeddings == expected + (2 if model == "roberta" else 0)
+        assert transformers.AutoTokenizer.from_pretrained(out_dir).model_max_length == expected
 
 # -----------------------------------------------------------------------------
 # resuming
@@ -443,7 +436,7 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--data", "nobody/nothing"], "nobody/nothing: no such file, and the hub did not give it"),
     (["--preset", "roberta-huge"], "no preset roberta-huge; roberta.py has roberta-tiny"),
     (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
-    (["--seq_length", "600"], "--seq_length 600 is more than the"),
+    (["--positions", "16"], "--seq_length 32 is more than the model's 16 positions"),
     (["--batch_size", "1000000"], "less than one batch"),
     (["--sentence_weight", "2"], "roberta has no sentence task"),
     (["--batch_size", "10", "--accumulation", "4"], "does not divide"),
@@ -465,6 +458,8 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--threads", "-1"], "argument --threads: -1 is not a positive whole number"),
     (["--lr", "0"], "argument --lr: 0 is not positive"),
+    (["--max_steps", "9" * 30], "is not a positive whole number, at most 1,000,000,000"),
+    (["--max_steps", "1", "--weight_decay", "1e307"], "1e307 is not zero or positive, at most 1,000,000,000"),
     (["--clip", "-1"], "argument --clip: -1 is not zero or positive"),
     (["--seed", "-1"], "argument --seed: -1 is not zero or a positive whole number"),
     (["--cache_dir", "/proc/nothing"], "--cache_dir /proc/nothing cannot be written"),
@@ -495,6 +490,29 @@ def test_bad_files(name, content, message, flags, tmp_path, capsys):
     (tmp_path / name).write_bytes(content)
     error = refused(flags(tmp_path / "out", "roberta", "--data", tmp_path / name), capsys)
     assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_leaves_the_one_it_was_to_replace(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--lr", "1e9", "--save_interval", "10"))
+    assert "is not finite at step" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "1", "--max_steps", "4"))
+    log = read_log(tmp_path)
+    assert log[0]["seed"] == 1 and log[-1]["step"] == 4 and all("seed" not in line for line in log[1:])
+
+
+def test_data_and_out_dir_apart(flags, text_file, tmp_path, capsys):
+    shutil.copy(text_file, tmp_path / "log.jsonl")
+    for more, message in (
+            (["--data", str(tmp_path)], "its log would be read as text"),
+            (["--val_data", str(tmp_path / "log.jsonl"), "--out_dir", str(tmp_path), "--overwrite"],
+             "is in --out_dir, and would be lost")):
+        assert message in refused(flags(tmp_path / "out", "roberta", *more), capsys)
+    assert (tmp_path / "log.jsonl").read_bytes() == text_file.read_bytes()
 
 
 def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys):

@@ -1,0 +1,70 @@
+"""The model card of a checkpoint, and the numbers that go to a tracker."""
+
+import sys
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+
+import finetune
+import train_mlm
+from conftest import read_log
+
+
+def front_and_text(folder):
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    return card.data.to_dict(), card.text
+
+
+def test_a_pretrained_checkpoint(flags, tmp_path):
+    train_mlm.main(flags(tmp_path, "bert"))
+    front, text = front_and_text(tmp_path)
+    assert front == {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["bert"]}
+    first, *_, final = read_log(tmp_path)
+    assert f"train_mlm.py {' '.join(flags(tmp_path, 'bert'))}`" in text and "from scratch" in text
+    assert f"{final['val_loss']:.3f} nats a token" in text and f"{first['unigram_nats']:.3f})" in text
+    assert "10,240 tokens in 10 steps of 32 rows of 32" in text and "WordPiece, 600 ids" in text
+
+
+def test_a_resumed_run_has_the_first_command(flags, tmp_path):
+    train_mlm.main(flags(tmp_path))
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "12"])
+    assert f"train_mlm.py {' '.join(flags(tmp_path))}`" in front_and_text(tmp_path)[1]
+
+
+@pytest.mark.parametrize("kind, pipeline", [("single", "text-classification"),
+                                            ("tags", "token-classification")])
+def test_a_fine_tuned_checkpoint(kind, pipeline, finetuning, tmp_path):
+    finetune.main(finetuning(tmp_path, kind, "roberta", "--epochs", "1"))
+    front, text = front_and_text(tmp_path)
+    assert front == {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["roberta"]}
+    final = read_log(tmp_path)[-1]
+    assert f"accuracy {final['seeds'][0]['scores']['accuracy']:.4f}" in text and "| labels |" in text
+
+
+def test_an_adapter(finetuning, tmp_path):
+    finetune.main(finetuning(tmp_path, "single", "bert", "--epochs", "1", "--train", "lora", "--seeds", "2"))
+    front, text = front_and_text(tmp_path)
+    assert front["library_name"] == "peft" and "transformers.pipeline" not in text
+    final = read_log(tmp_path)[-1]
+    assert f"| all seeds | accuracy {final['mean']:.4f} ± {final['std']:.4f} |" in text
+
+
+def test_a_tracker_gets_the_numbers_of_the_log(flags, tmp_path, monkeypatch):
+    sent, configs = [], []
+    run = SimpleNamespace(log=lambda line, step: sent.append((step, line)))
+    init = lambda project, config: configs.append(config) or run
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    train_mlm.main(flags(tmp_path, "roberta", "--report", "wandb"))
+    assert configs[0]["recipe"] == "fast"
+    assert sent == [(line["step"], line) for line in read_log(tmp_path) if "step" in line]
+
+
+@pytest.mark.parametrize("name, module", [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
+def test_a_tracker_that_is_not_installed(name, module, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as exit:
+        train_mlm.main(flags(tmp_path / "out", "roberta", "--report", name))
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"train_mlm.py: --report {name}: pip install {name}\n"
+    assert not (tmp_path / "out").exists()

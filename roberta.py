@@ -452,7 +452,7 @@ def read_config(path, overrides):
         with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
             config = {**expected, **json.load(f)}
         config["num_labels"] = len(config.get("id2label") or (0, 1))  # transformers' default is two
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}/config.json is not the JSON of a configuration: {error}") from error
     for name, value in expected.items():
         if config[name] != value:
@@ -470,6 +470,8 @@ def check_config(config):
         kinds = (int, float) if field.type is float else field.type
         if value is not field.default and not isinstance(value, kinds):
             raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
+        if field.type is float and value is not None and not 0 <= value <= 1:
+            raise ValueError(f"config: {field.name} = {value!r} is not between 0 and 1")
     heads, width = config.num_attention_heads, config.hidden_size
     if heads == 0 or width % heads:
         raise ValueError(f"config: {heads} heads do not divide a width of {width}")
@@ -482,6 +484,8 @@ def check_config(config):
         config.id2label = {i: f"LABEL_{i}" for i in ids}
     # JSON makes the ids strings, and some files sort them as such
     config.id2label = dict(sorted((int(i), label) for i, label in config.id2label.items()))
+    if not all(isinstance(label, str) for label in config.id2label.values()):
+        raise ValueError(f"config: the names in id2label are {list(config.id2label.values())}, not strings")
     if list(config.id2label) != ids:
         raise ValueError(f"config: the ids of id2label are {list(config.id2label)}, not 0 to {ids[-1]}")
 
@@ -504,8 +508,12 @@ def read_weights(path):
                 shards = sorted({os.path.basename(name) for name in json.load(f)["weight_map"].values()})
             weights = {key: t for name in shards for key, t in load_file(os.path.join(path, name)).items()}
         # Old files have a buffer of positions, those of 2018 TensorFlow's names for a LayerNorm's parameters.
-        return {key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor.float()
-                for key, tensor in weights.items() if not key.endswith("position_ids")}
+        weights = {key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias"): tensor
+                   for key, tensor in weights.items() if not key.endswith("position_ids")}
+        for key, tensor in weights.items():
+            if not (tensor.is_floating_point() and tensor.isfinite().all()):
+                raise ValueError(f"{key} is {tensor.dtype}, or has a number that is not finite")
+        return {key: tensor.float() for key, tensor in weights.items()}
     except (OSError, MemoryError):  # these say themselves what is wrong
         raise
     except Exception as error:  # damage makes the readers raise errors of every kind

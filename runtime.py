@@ -79,8 +79,7 @@ LARGEST = 10**9  # beyond it a flag is a slip of the finger
 positive = number(float, lambda x: 0 < x <= LARGEST, f"positive, at most {LARGEST:,}")
 positive_int = number(int, lambda n: 0 < n <= LARGEST, f"a positive whole number, at most {LARGEST:,}")
 not_negative = number(float, lambda x: 0 <= x <= LARGEST, f"zero or positive, at most {LARGEST:,}")
-not_negative_int = number(int, lambda n: 0 <= n <= LARGEST,
-                          f"zero or a positive whole number, at most {LARGEST:,}")
+not_negative_int = number(int, lambda n: 0 <= n < 2**63, "zero or a positive whole number below 2^63")
 fraction = number(float, lambda x: 0 < x < 1, "between 0 and 1")
 probability = number(float, lambda x: 0 <= x < 1, "at least 0 and less than 1")
 
@@ -121,7 +120,8 @@ def add_machine_flags(p, dtype=None):
 
 def add_output_flags(add):
     add("--overwrite", action="store_true", help="replace what is in out_dir")
-    add("--report", choices=("tensorboard", "wandb"), help="send the numbers of log.jsonl there, too")
+    add("--report", choices=("tensorboard", "wandb"), help="send the numbers of log.jsonl there, too; "
+        "default: neither")
     add("--dry_run", action="store_true", help="set up, take three steps, write nothing")
 
 

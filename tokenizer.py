@@ -888,7 +888,7 @@ def read_text(path, parse=str):
     try:
         with open(path, encoding="utf-8") as f:
             return parse(f.read())
-    except ValueError as error:  # UnicodeDecodeError or JSONDecodeError
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError, too deep a nesting
         raise ValueError(f"{os.path.basename(path)} is damaged: {error}") from error
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import math
 import os
 import pickle
 import shutil
@@ -200,6 +201,11 @@ def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
     ({"layer_norm_eps": None}, "layer_norm_eps = None"),
     ({"hidden_act": ["gelu"]}, "hidden_act"),
     ({"id2label": ["a", "b"]}, "id2label"),
+    ({"id2label": 5}, "is not the JSON of a configuration"),
+    ({"id2label": {"0": ["a"], "1": ["b"]}}, "the names in id2label are"),
+    ({"hidden_dropout_prob": math.nan}, "hidden_dropout_prob = nan is not between 0 and 1"),
+    ({"hidden_dropout_prob": 5}, "hidden_dropout_prob = 5 is not between 0 and 1"),
+    ({"initializer_range": -1}, "initializer_range = -1 is not between 0 and 1"),
 ])
 def test_configs_that_this_code_cannot_compute_are_refused(checkpoint, change, message):
     """Also absurd sizes: nothing is allocated before the shapes are known to fit."""
@@ -209,12 +215,27 @@ def test_configs_that_this_code_cannot_compute_are_refused(checkpoint, change, m
     refused(path, message)
 
 
+@pytest.mark.parametrize("bad", [torch.int8, torch.int64, torch.bool, torch.complex64, math.nan, math.inf])
+def test_weights_that_are_no_finite_floats_are_refused(bad, checkpoint):
+    _, path, _ = checkpoint
+    weights = load_file(path / "model.safetensors")
+    key = next(key for key in weights if key.endswith("word_embeddings.weight"))
+    if isinstance(bad, float):
+        weights[key][3, 4] = bad
+    else:
+        weights[key] = weights[key].to(bad)
+    save_file(weights, path / "model.safetensors")
+    refused(path, "or has a number that is not finite")
+
+
 def test_files_that_are_missing_or_no_json(checkpoint):
     _, path, _ = checkpoint
     (path / "model.safetensors").unlink()
     refused(path, "has none of model.safetensors")
     (path / "config.json").write_text("{")
     refused(path, "is not the JSON of a configuration: Expecting")
+    (path / "config.json").write_text('{"a": ' * 100_000)
+    refused(path, "is not the JSON of a configuration: maximum recursion depth")
     (path / "config.json").write_text("[]")
     refused(path, "is not the JSON of a configuration: 'list' object is not a mapping")
     refused(path / "nowhere", "no such directory")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 import torch.nn as nn
 import transformers
@@ -340,8 +341,21 @@ def test_adapters_that_do_not_fit(tmp_path):
         file.write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=f"{next(iter(change))} is .*; lora.py does not compute that"):
             lora.load(fresh(num_labels=3), tmp_path / "adapter")
-    file.write_text(json.dumps(config))
+    for change in (dict(lora_alpha=None), dict(lora_alpha="16"), dict(lora_dropout="x"), dict(r=2.5),
+                   dict(base_model_name_or_path=1), dict(base_model_name_or_path=["a"])):
+        file.write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=f"adapter_config.json: {next(iter(change))} is "):
+            lora.load(fresh(num_labels=3), tmp_path / "adapter")
+    file.write_text(json.dumps(config | dict(lora_dropout=None)))  # as some versions of PEFT write 0
+    lora.load(fresh(num_labels=3), tmp_path / "adapter")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    adapters = safetensors.torch.load(whole)
+    for bad in (torch.tensor(1), torch.full((4, 32), torch.nan)):
+        weights.write_bytes(safetensors.torch.save(adapters | {min(adapters): bad}))
+        with pytest.raises(ValueError, match="or has a number that is not finite"):
+            lora.load(fresh(num_labels=3), tmp_path / "adapter")
+    weights.write_bytes(whole)
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="is damaged"):
         lora.load(fresh(num_labels=3), tmp_path / "adapter")

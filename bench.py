@@ -511,13 +511,13 @@ def bench_finetuning(args, table):
             columns = write_rows(f"{folder}/{split}.jsonl", rows, task_data.classes)
 
         def ours(mode, dtype):
-            # PEFT's places
-            places = ["--lora_targets", "query", "value", "--no-lora_pooler"] if mode == "lora" else []
+            # PEFT's places, and the checkpoint's dropout, as there
+            places = "--lora_targets query value --no-lora_pooler --dropout 0.1" if mode == "lora" else ""
             log = run_script("finetune.py", [
                 "--init_from", checkpoint, "--train_file", f"{folder}/train.jsonl", "--val_file",
                 f"{folder}/val.jsonl", "--text_columns", *columns, "--kind", "classification", "--train",
-                mode, *places, "--epochs", 1, "--batch_size", 32, "--lr", 1e-4, "--dtype", dtype, "--device",
-                "cpu"],
+                mode, *places.split(), "--epochs", 1, "--batch_size", 32, "--lr", 1e-4, "--dtype", dtype,
+                "--device", "cpu"],
                 f"{folder}/{mode}")
             return len(chosen) / log[-1]["seeds"][0]["train_s"]
 

@@ -18,7 +18,9 @@ def model_card(out_dir):
     """The text of it. out_dir holds a run that has ended."""
     with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
         lines = [json.loads(line) for line in f]
-    run, final = lines[0], lines[-1]
+    run, final = dict(lines[0]), lines[-1]
+    for line in lines:
+        run |= line if "resumed_at" in line else {}  # flags may have changed
     model_type = runtime.read_config(out_dir)[0]["model_type"]
     start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
     pretraining = "unigram_nats" in run
@@ -32,7 +34,7 @@ def model_card(out_dir):
         use = f"transformers.pipeline({tags['pipeline_tag']!r}, {out_dir!r})` or `{use}"
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (f"---\n{front}\n---\n\n# {os.path.basename(os.path.abspath(out_dir))}\n\n"
-            f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} by flatbert. "
+            f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} {runtime.CARD}. "
             f"Use it by `{use}`.\n\n| | |\n|---|---|\n{table}\n\n"
             f"The command: `python {run['command']}`\n\n"
             "Not evaluated for bias or safety; it repeats what its training text says.\n")
@@ -77,6 +79,8 @@ def finetuned(run, final, tokenizer):
 def write(out_dir):
     """README.md in out_dir, which holds a run that has ended."""
     text = model_card(out_dir)
+    if os.path.exists(os.path.join(out_dir, "README.md")) and not runtime.is_own_card(out_dir):
+        return  # somebody has written one
     def save(folder):
         with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
             f.write(text)

@@ -232,8 +232,8 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
         return folder
     print(f"reading {corpus.name} ...", flush=True)
     splits = {"train": corpus.documents, "val": validation.documents} if validation else hold_out(corpus)
-    for doubt in doubts(splits["train"]()):
-        print(f"  {corpus.name}: {doubt}", flush=True)
+    for warning in warnings_about(splits["train"]()):
+        print(f"  {corpus.name}: {warning}", flush=True)
     if trained_here:
         print(f"training a {tokenizer} tokenizer of {vocab_size:,} ids on {corpus.name}", flush=True)
         start = time.time()
@@ -264,25 +264,24 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     return folder
 
 
-def doubts(documents, n=20_000):
+def warnings_about(documents, n=20_000):
     """What may be wrong with a text, judged by its first n paragraphs -> a list of sentences."""
     paragraphs = ((i, paragraph) for i, document in enumerate(documents) for paragraph in document)
-    words, seen, size, repeated, letters = {}, set(), 0, 0, 0  # words: of each document
+    sizes, seen, repeated, letters = {}, set(), 0, 0  # sizes: of each document, in characters
     for i, paragraph in itertools.islice(paragraphs, n):
-        words[i] = words.get(i, 0) + paragraph.count(" ") + 1
-        size += len(paragraph)
-        repeated += len(paragraph) * (paragraph in seen)
+        sizes[i] = sizes.get(i, 0) + len(paragraph)
+        repeated += len(paragraph) * (hash(paragraph) in seen)
         letters += sum(map(str.isalpha, paragraph)) + paragraph.count(" ")
-        seen.add(paragraph)
-    found = []
-    if repeated > 0.1 * size:
-        found.append(f"{100 * repeated / size:.0f}% of the text are paragraphs that were there before; a "
-                     "masked language model learns them by heart and its loss stays high: remove them")
-    if size and np.median(list(words.values())) < 10:
-        found.append("half of the documents have less than 10 words; a blank line is to stand between "
+        seen.add(hash(paragraph))
+    total, found = sum(sizes.values()), []
+    if repeated > 0.1 * total:
+        found.append(f"{100 * repeated / total:.0f}% of the text are paragraphs that were there before; a "
+                     "masked language model learns them by heart, and its validation loss stays high")
+    if total and np.median(list(sizes.values())) < 40:
+        found.append("half of the documents have less than 40 characters; a blank line is to stand between "
                      "documents, not between lines")
-    if letters < 0.7 * size:
-        found.append(f"{100 * letters / size:.0f}% of the characters are letters and spaces; is it text?")
+    if letters < 0.7 * total:
+        found.append(f"{100 * letters / total:.0f}% of the characters are letters and spaces; is it text?")
     return found
 
 

@@ -62,7 +62,7 @@ def parser():
     add("--lora_alpha", type=runtime.positive, default=16, help="they are scaled by alpha / r")
     add("--lora_dropout", type=runtime.probability, default=0.0, help="on their input")
     add("--lora_targets", nargs="+", default=["fc_in", "fc_out"],
-        help="of query key value out fc_in fc_out pooler")
+        help="of query key value out fc_in fc_out pooler; or all-linear")
     add("--lora_pooler", action=argparse.BooleanOptionalAction, default=True,
         help="train and save BERT's or ALBERT's pooler, too; default: yes, unless it is among the targets")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
@@ -110,8 +110,8 @@ def parse_arguments(argv):
         args.preset = args.preset or model_file(args).DEFAULT_PRESET["cpu"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
     args.command = runtime.command("finetune.py", argv)
-    runtime.check_sources("train_file", filter(None, [args.train_file, args.val_file, args.test_file]),
-                          args.out_dir)
+    runtime.check_sources(args.out_dir, **{name: [getattr(args, name)] for name in (
+        "train_file", "val_file", "test_file") if getattr(args, name)})
     if not args.dry_run:
         runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args
@@ -208,9 +208,10 @@ def choose_trained(model, args):
     # what comes after the layers: the classifier, and in BERT and ALBERT the pooler that it reads
     head = ["classifier"] + ["encoder.pooler"] * (model.encoder.pooler is not None)
     if args.train == "lora":
-        trained = args.lora_pooler and "pooler" not in args.lora_targets
+        adapted = any(target.split(".")[-1] == "pooler" for target in args.lora_targets)
         # a pooler with fresh weights has to learn
-        saved = [name for name in head if name == "classifier" or trained or name in model.fresh]
+        whole_pooler = not adapted and (args.lora_pooler or "encoder.pooler" in model.fresh)
+        saved = head if whole_pooler else ["classifier"]
         lora.inject(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets, args.rslora,
                     args.dora, saved)
         return
@@ -225,8 +226,8 @@ def choose_trained(model, args):
 
 
 def default_lr(args, task, config, n_rows):
-    """The table's rates are for all parameters of a model 768 wide; narrower ones take higher rates, and so do
-    few or fresh parameters. LoRA takes twice its rate in less than 1,000 steps."""
+    """The table's rates are for all parameters of a model 768 wide; narrower ones take higher rates, and so
+    do few or fresh parameters. LoRA takes twice its rate in less than 1,000 steps."""
     lr = task.lr * 768 / config.hidden_size * MODES[args.train]
     steps = args.max_steps or (args.epochs or math.inf) * n_rows / args.batch_size
     return 2 * lr if args.train == "lora" and steps < 1000 else lr
@@ -289,7 +290,7 @@ class Best:
             else:
                 model.save_pretrained(folder)
             self.tokenizer.save(folder, self.args.max_length)  # predict.py cuts there, too
-        self.log.save_files(write)
+        self.log.checkpoint(write)
 
     def kept(self):
         return "nothing was saved" if self.score is None else (

@@ -61,6 +61,13 @@ def open_encoder(path):
     return encoder, tokenizer
 
 
+def pooling_of(path):
+    """How sentence-transformers pools this checkpoint: "mean", unless its files say "cls"."""
+    folder = path if is_adapter(path) else tokenizers.local_directory(path)
+    settings = tokenizers.read_json(os.path.join(folder, "1_Pooling", "config.json"), {})
+    return "cls" if settings.get("pooling_mode_cls_token") else "mean"
+
+
 def open_tokenizer(path, config):
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > config.vocab_size:
@@ -124,14 +131,19 @@ def kind_of(model):
 # -----------------------------------------------------------------------------
 # Masks
 
+def with_masks(text, tokenizer):
+    """[MASK] and <mask> as the tokenizer writes it."""
+    mask = tokenizer.special_tokens.get("mask", "<mask>")
+    return text.replace("[MASK]", mask).replace("<mask>", mask)
+
+
 @torch.no_grad()
 def fill(model, tokenizer, text, top=5):
     """-> for each mask in the text, as [MASK] or <mask>, a list of (word, probability), best first.
 
     Several masks are filled independently of each other, as in pretraining. ValueError if there is none.
     """
-    mask = tokenizer.special_tokens["mask"]
-    ids = tokenizer.encode(text.replace("[MASK]", mask).replace("<mask>", mask), specials=True)
+    ids = tokenizer.encode(with_masks(text, tokenizer), specials=True)
     ids = torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]], device=model.mlm.bias.device)
     positions = (ids[0] == tokenizer.mask_id).nonzero().T  # (1, K)
     if positions.numel() == 0:
@@ -274,9 +286,9 @@ def embed(encoder, tokenizer, texts, max_length=None, stride=None, pooling="mean
 
 @torch.no_grad()
 def attention(model, tokenizer, text):
-    """-> the tokens of the text as strings, and float32 maps (layers, heads, T, T): [l, h, i, j] is how much
-    token i of layer l attends to token j. F.scaled_dot_product_attention does not give them; here they
-    follow from what its queries and keys are made of."""
+    """-> the tokens of the text, in which [MASK] and <mask> are masks, as strings, and float32 maps (layers,
+    heads, T, T): [l, h, i, j] is how much token i of layer l attends to token j. As the fused kernel keeps no
+    such map, they are computed beside it, from the same queries and keys."""
     encoder, maps = getattr(model, "encoder", model), []
     def keep(module, args):
         x, context, _ = args
@@ -285,7 +297,8 @@ def attention(model, tokenizer, text):
         maps.append((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)[0])
     hooks = [module.register_forward_pre_hook(keep) for module in encoder.modules() if hasattr(module, "key")]
     try:
-        ids = [tokenizer.cls_id, *tokenizer.encode(text, specials=True), tokenizer.sep_id]
+        ids = tokenizer.encode(with_masks(text, tokenizer), specials=True)
+        ids = [tokenizer.cls_id, *ids, tokenizer.sep_id]
         encoder(torch.tensor([ids], device=next(encoder.parameters()).device))
     finally:
         for hook in hooks:

@@ -232,9 +232,7 @@ def draw_finetuning(logs):
 def draw_attention(args):
     """A map for each head: its rows are the tokens that attend, its columns those that they attend to."""
     encoder, tokenizer = inference.open_encoder(args.attention)
-    mask = tokenizer.special_tokens.get("mask", "<mask>")
-    text = args.runs[0].replace("[MASK]", mask).replace("<mask>", mask)
-    tokens, maps = inference.attention(encoder, tokenizer, text)
+    tokens, maps = inference.attention(encoder, tokenizer, args.runs[0])
     maps = maps.numpy()
     for flag, count in zip(("layer", "head"), maps.shape):
         if (getattr(args, flag) or 1) > count:

@@ -55,7 +55,8 @@ def parser():
     add("--evaluate", metavar="FILE_OR_TASK", help="metrics on labelled rows, or on a task's validation rows")
     add("--merge", metavar="OUT_DIR", help="write the checkpoint, an adapter, as a plain one")
     add = group.add_argument
-    add("--pooling", choices=("mean", "cls"), default="mean", help="of --embed: all tokens, or the first")
+    add("--pooling", choices=("mean", "cls"),
+        help="of --embed: all tokens, or the first; default: as sentence-transformers pools this checkpoint")
     add("--normalize", action="store_true", help="of --embed: vectors of length 1")
     add("--task", choices=tasks.TASKS, help="its class names, or their numbers, are the labels of the file")
     add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
@@ -142,7 +143,7 @@ def answer(args, row, columns, plain, **predicted):
     """Print the line of one text: `plain`, or with --json the row and what is predicted, under names that are
     not among the columns."""
     if args.json:
-        row = {name: None if cell != cell else cell for name, cell in row.items()}  # NaN is not JSON
+        row = {name: finite(cell) for name, cell in row.items()}
         for name, value in predicted.items():
             while name in columns:
                 name = "predicted_" + name
@@ -151,6 +152,13 @@ def answer(args, row, columns, plain, **predicted):
         is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
         plain = json.dumps(row, ensure_ascii=not is_utf8, default=str)
     print(plain, flush=True)
+
+
+def finite(cell):
+    """What JSON has no number for becomes null."""
+    if isinstance(cell, list):
+        return list(map(finite, cell))
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 def say_cut(cut, total, args, words=0):
@@ -208,10 +216,12 @@ def embed_texts(args, host):
     args.max_length = runtime.row_length(args.max_length, encoder.config, tokenizer.max_length)
     encoder.to(host.device)
     with host.autocast(args.max_length):
-        vectors, cut = inference.embed(encoder, tokenizer, texts, args.max_length, args.stride, args.pooling,
+        vectors, cut = inference.embed(encoder, tokenizer, texts, args.max_length, args.stride,
+                                       args.pooling or inference.pooling_of(args.checkpoint),
                                        args.normalize, args.batch_size)
     folder, name = os.path.split(args.embed)
-    runtime.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors))
+    runtime.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors),
+                       temporary=name + ".tmp")
     say_cut(cut, len(texts), args)
     print(f"{args.embed}: {vectors.shape[0]:,} texts, {vectors.shape[1]} numbers each")
 
@@ -299,7 +309,7 @@ def merge(args, model, tokenizer):
     def write(folder):
         lora.merge(model).save_pretrained(folder)
         tokenizer.save(folder)
-    runtime.remove_outputs(args.merge, keep=runtime.save_files(args.merge, write))
+    runtime.save_files(args.merge, write, replace=True)
     print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
           f"next: python predict.py --checkpoint {args.merge} \"...\"")
 
@@ -314,6 +324,8 @@ def predict(args, host):
     model.to(host.device)
     if args.score and kind != "words":
         raise ValueError(f"--score: {args.checkpoint} gives labels; a masked language model is wanted")
+    if kind != "multilabel" and args.threshold != 0.5:
+        raise ValueError(f"--threshold: {args.checkpoint} does not give several labels to a text")
     if args.evaluate and kind == "words":
         raise ValueError(f"{args.checkpoint} has no classifier to evaluate; fine-tune it first")
     if kind == "words" and tokenizer.mask_id is None:

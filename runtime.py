@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import timeit
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -122,7 +123,7 @@ def add_output_flags(add):
     add("--overwrite", action="store_true", help="replace what is in out_dir")
     add("--report", choices=("tensorboard", "wandb"), help="send the numbers of log.jsonl there, too; "
         "default: neither")
-    add("--dry_run", action="store_true", help="set up, take three steps, write nothing")
+    add("--dry_run", action="store_true", help="set up, take three steps, write no checkpoint")
 
 
 def add_text_flags(add):
@@ -496,6 +497,7 @@ def mean_of_steps(history, step, kept, host):
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
            "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
            "resume.pt", "log.jsonl", "README.md")
+CARD = "by flatbert"  # in a README.md that card.py wrote
 
 
 class Log:
@@ -505,15 +507,17 @@ class Log:
     def __init__(self, args, host, waits=False):
         self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
-        self.report = reporter(args) if args.report and self.writes else None
+        self.track = tracker(args) if args.report and self.writes else None
 
     def write(self, text=None, **line):
         """The line; and the text, which has the same numbers, on the screen."""
         if text:
             self.host.say(text)
         self.lines.append(json.dumps(line) + "\n")
-        if self.report and "step" in line:
-            self.report({name: value for name, value in line.items() if isinstance(value, (int, float))})
+        if self.track and "step" in line:
+            seed = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
+            self.track({seed * (name != "step") + name: value for name, value in line.items()
+                        if isinstance(value, (int, float))})
         if self.writes and not self.waits:
             self.append(self.file)
 
@@ -522,31 +526,29 @@ class Log:
             f.writelines(self.lines)
         self.lines = []
 
-    def save_files(self, write):
-        """Into out_dir what write(folder) writes, as runtime.save_files; the first time in place of whatever
-        an older run has left."""
+    def checkpoint(self, write):
+        """Into out_dir what write(folder) writes; the first time in place of what an older run has left."""
         def write_all(folder):
             write(folder)
             if self.waits:
                 self.append(os.path.join(folder, "log.jsonl"))
-        out_dir = os.path.dirname(self.file)
-        names = save_files(out_dir, write_all)
-        if self.waits:
-            remove_outputs(out_dir, keep=names)
-            self.waits = False
+        save_files(os.path.dirname(self.file), write_all, replace=self.waits)
+        self.waits = False
 
 
-def reporter(args):
-    """--report -> a function that takes the numbers of a line of the log, a dict."""
+def tracker(args):
+    """--report -> a function that takes the numbers of a line of the log, a dict with the step."""
     try:
         if args.report == "wandb":
             import wandb
             run = wandb.init(project="flatbert", config=vars(args))
-            return lambda line: run.log(line, step=line["step"])
+            run.define_metric("*", step_metric="step")
+            return run.log
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(f"--report {args.report}: pip install {args.report}") from error
-    writer = SummaryWriter(os.path.join(args.out_dir, "tensorboard"))
+    folder = os.path.join(args.out_dir, "tensorboard", time.strftime("%Y-%m-%d-%H-%M-%S"))  # one for each run
+    writer = SummaryWriter(folder, flush_secs=10)
     return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in line.items()]
 
 
@@ -562,24 +564,32 @@ def check_out_dir(flag, out_dir, source, overwrite):
 
 
 def holds_run(out_dir):
-    return os.path.isdir(out_dir) and not set(OUTPUTS).isdisjoint(os.listdir(out_dir))
+    return os.path.isdir(out_dir) and not (set(OUTPUTS) - {"README.md"}).isdisjoint(os.listdir(out_dir))
 
 
-def check_sources(flag, names, out_dir):
-    """ValueError for data that a run would overwrite, and for a folder of data that holds its log."""
-    out_dir = os.path.realpath(out_dir)
-    for path in map(os.path.realpath, names):
-        if os.path.isdir(path) and os.path.commonpath([path, out_dir]) == path:
-            raise ValueError(f"--{flag} {path} holds --out_dir {out_dir}, and its log would be read as text: "
-                             "choose another --out_dir")
-        if path in [os.path.join(out_dir, name) for name in OUTPUTS]:
-            raise ValueError(f"--{flag} {path} is in --out_dir, and would be lost: choose another --out_dir")
+def check_sources(out_dir, **flags):
+    """flags: the paths that each of them has. ValueError for data that a run would overwrite, and for a
+    folder of data that holds its log."""
+    out_dir = Path(out_dir).resolve()
+    for flag, names in flags.items():
+        for path in (Path(name).resolve() for name in names or ()):
+            if path.is_dir() and out_dir.is_relative_to(path):
+                raise ValueError(f"--{flag} {path} holds --out_dir {out_dir}, and its log would be read as "
+                                 "text: choose another --out_dir")
+            if path.parent == out_dir and path.name in OUTPUTS:
+                raise ValueError(f"--{flag} {path} is in --out_dir, and would be lost: choose another")
 
 
 def remove_outputs(out_dir, keep=()):
-    """Remove what an older run has left in out_dir."""
+    """Remove what an older run has left in out_dir; not a README.md that somebody wrote."""
     for name in set(OUTPUTS) - set(keep):
-        Path(out_dir, name).unlink(missing_ok=True)
+        if name != "README.md" or is_own_card(out_dir):
+            Path(out_dir, name).unlink(missing_ok=True)
+
+
+def is_own_card(out_dir):
+    file = Path(out_dir, "README.md")
+    return file.exists() and CARD in file.read_text(encoding="utf-8", errors="replace")
 
 
 def check_disk(flag, folder, needed=0):
@@ -601,10 +611,11 @@ def check_disk(flag, folder, needed=0):
                       "are free")
 
 
-def save_files(out_dir, write):
+def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
     """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole.
-    -> the names. OSError, with out_dir as it was, where the disk is full."""
-    folder = os.path.join(out_dir, "saving.tmp")
+    replace: in place of an older run, whose other files go. OSError, with out_dir as it was, where the disk
+    is full."""
+    folder = os.path.join(out_dir, temporary)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
         os.makedirs(folder)
@@ -613,9 +624,10 @@ def save_files(out_dir, write):
         for name in names:
             with open(os.path.join(folder, name), "rb") as f:
                 os.fsync(f.fileno())
+        if replace:  # a process that is killed now leaves no mixture that could be taken for a run
+            remove_outputs(out_dir, keep=set(names) - {"resume.pt"})
         for name in sorted(names, key=lambda name: name == "resume.pt"):  # from which a run goes on: the last
             os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
-        return names
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         raise OSError(f"{out_dir} could not be written, the disk may be full; what was saved before is kept "
                       f"({first_line(error)})") from error

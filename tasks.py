@@ -278,7 +278,7 @@ def prepare(splits, kind=None, classes=None):
     for examples in splits.values():
         check_texts(examples, kind)
     if kind == "multilabel":
-        split_labels(splits)
+        split_labels(splits, set(classes or ()))
     if kind == "regression":
         for examples in splits.values():
             for label, where in zip(examples.labels, examples.where):
@@ -318,16 +318,17 @@ def prepare(splits, kind=None, classes=None):
     return Data(kind, classes, prepared)
 
 
-def split_labels(splits):
+def split_labels(splits, known):
     """For multilabel, in place: "a|b" becomes ["a", "b"]. In all splits the first of | ; and , that any cell
-    has stands between labels; brackets and quotes around them, as pandas writes a list, are dropped."""
-    cells = [label for examples in splits.values() for label in examples.labels if isinstance(label, str)]
-    separator = next((mark for mark in "|;," if any(mark in cell for cell in cells)), "|")
+    has stands between labels; brackets and quotes around them, as pandas writes a list, are dropped. known:
+    classes, which stay whole."""
+    cells = {label for examples in splits.values() for label in examples.labels if isinstance(label, str)}
+    separator = next((mark for mark in "|;," if any(mark in cell for cell in cells - known)), "|")
     for examples in splits.values():
         for i, (label, where) in enumerate(zip(examples.labels, examples.where)):
             if not isinstance(label, list):
-                parts = [part.strip(" '\"") for part in str(label).strip("[]").split(separator)]
-                examples.labels[i] = [part for part in parts if part]
+                parts = [label] if label in known else str(label).strip("[]").split(separator)
+                examples.labels[i] = [part.strip(" '\"") for part in parts if part.strip(" '\"")]
             if len(set(examples.labels[i])) < len(examples.labels[i]):
                 raise ValueError(f"{where}: a label is twice in {label!r}; write names, not zeros and ones")
 

@@ -62,8 +62,9 @@ def parser():
         "18 M on CUDA")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
     add("--layers", type=runtime.positive_int, help="default: the preset's")
-    add("--positions", type=runtime.positive_int, help="tokens of the longest row that the model takes; "
-        "default: --seq_length, as a position beyond is not trained")
+    add("--positions", type=runtime.number(int, lambda n: 0 < n <= 10**6, "between 1 and 1,000,000"),
+        help="tokens of the longest row that the model takes; default: --seq_length, as a position beyond is "
+        "not trained")
     add("--dropout", type=runtime.probability, help="default: by the recipe; of paper, the preset's")
     add = p.add_argument_group("recipe").add_argument
     paper = ", ".join(f"--{name} {value}" for name, value in RECIPES["paper"].items() if value is not None)
@@ -132,7 +133,7 @@ def parse_arguments(argv):
     args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
     args.out_dir = args.out_dir or f"out/{args.model}"
     args.command = state["args"]["command"] if state else runtime.command("train_mlm.py", argv)
-    runtime.check_sources("data", [*args.data, *(args.val_data or [])], args.out_dir)
+    runtime.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
     runtime.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
         runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
@@ -386,7 +387,7 @@ def evaluate(model, batches, host):
 # What a run leaves and says
 
 def open_log(args, state, host):
-    """-> runtime.Log. A run to resume goes on with its own, without what came after the step that it saved."""
+    """-> runtime.Log. A run to resume goes on with its own, without what came after the step it saved."""
     log = runtime.Log(args, host, waits=not state and runtime.holds_run(args.out_dir))
     if log.writes and state:
         with open(log.file, encoding="utf-8") as f:
@@ -395,7 +396,8 @@ def open_log(args, state, host):
             with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines
                              if line.get("step", 0) <= state["step"] and "final" not in line)
-        log.save_files(write)
+        log.checkpoint(write)
+        runtime.remove_outputs(args.out_dir, keep=set(runtime.OUTPUTS) - {"README.md"})  # with old figures
     elif log.writes:
         os.makedirs(args.out_dir, exist_ok=True)
     return log
@@ -412,7 +414,7 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
         model.save_pretrained(folder)
         tokenizer.save(folder, model.config.longest_row)
     if log.writes:
-        log.save_files(write)
+        log.checkpoint(write)
 
 
 class Report:
@@ -592,6 +594,9 @@ def train(args, state, host):
                 kept = f"what was saved at step {step} is kept"
             report.last_time += time.time() - start - elapsed  # this does not count for the speed
 
+    if signals and not step:
+        raise runtime.Stop("stopped before the first step; nothing was written",
+                           128 + (host.signals or [signal.SIGTERM])[0])
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
     elapsed = time.time() - start
     save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)

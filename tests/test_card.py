@@ -50,14 +50,41 @@ def test_an_adapter(finetuning, tmp_path):
     assert f"| all seeds | accuracy {final['mean']:.4f} ± {final['std']:.4f} |" in text
 
 
-def test_a_tracker_gets_the_numbers_of_the_log(flags, tmp_path, monkeypatch):
-    sent, configs = [], []
-    run = SimpleNamespace(log=lambda line, step: sent.append((step, line)))
+def test_a_card_that_somebody_wrote_stays(flags, tmp_path):
+    """As in a clone of a repository on the hub, also with --overwrite; ours is replaced."""
+    (tmp_path / "README.md").write_text("# My model")
+    train_mlm.main(flags(tmp_path))
+    train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
+    assert (tmp_path / "README.md").read_text() == "# My model"
+    (tmp_path / "README.md").unlink()
+    train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
+    train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "3"))
+    assert "--seed 3" in front_and_text(tmp_path)[1]
+
+
+def tracked(monkeypatch):
+    """-> lists of the configurations and the lines that wandb gets from now on."""
+    configs, lines = [], []
+    run = SimpleNamespace(log=lines.append, define_metric=lambda name, step_metric: None)
     init = lambda project, config: configs.append(config) or run
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    return configs, lines
+
+
+def test_a_tracker_gets_the_numbers_of_the_log(flags, tmp_path, monkeypatch):
+    configs, lines = tracked(monkeypatch)
     train_mlm.main(flags(tmp_path, "roberta", "--report", "wandb"))
     assert configs[0]["recipe"] == "fast"
-    assert sent == [(line["step"], line) for line in read_log(tmp_path) if "step" in line]
+    assert lines == [line for line in read_log(tmp_path) if "step" in line]
+
+
+def test_a_tracker_tells_the_seeds_apart(finetuning, tmp_path, monkeypatch):
+    _, lines = tracked(monkeypatch)
+    finetune.main(finetuning(tmp_path, "single", "bert", "--epochs", "1", "--seeds", "2", "--report", "wandb"))
+    losses = {seed: [line["loss"] for line in read_log(tmp_path) if "loss" in line and line["seed"] == seed]
+              for seed in (0, 1)}
+    for seed in losses:
+        assert [line[f"seed {seed}/loss"] for line in lines if f"seed {seed}/loss" in line] == losses[seed]
 
 
 @pytest.mark.parametrize("name, module", [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])

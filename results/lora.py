@@ -43,7 +43,7 @@ def finetune(folder, task, train, seed):
     return dict(task=task, train=train, seed=seed, metric=final["metric"], score=final["mean"],
                 command=f"python finetune.py --init_from $M --train_file ... --val_file ... {flags}",
                 curve=final["seeds"][0]["curve"],
-                **{name: final[name] for name in ("trained", "parameters", "ms_per_step", "disk_mb")})
+                **{name: final[name] for name in ("trained", "parameters", "disk_mb")})
 
 
 def main():
@@ -67,8 +67,8 @@ def main():
             for future in as_completed(waiting):
                 run = future.result()
                 runs.append(run)
-                print(f"{run['task']}, {run['train']}, seed {run['seed']}: {run['metric']} {run['score']:.4f}, "
-                      f"{run['ms_per_step']:.0f} ms a step", flush=True)
+                print(f"{run['task']}, {run['train']}, seed {run['seed']}: {run['metric']} {run['score']:.4f}",
+                      flush=True)
                 with open(args.json + ".tmp", "w", encoding="utf-8") as f:
                     json.dump(runs, f, indent=1)
                 os.replace(args.json + ".tmp", args.json)

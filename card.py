@@ -49,9 +49,9 @@ def pretrained(run, final, tokenizer):
                     f"{run['seq_length']}; {final['elapsed_s'] / 60:.1f} minutes",
         "recipe": f"{run['recipe']}: {run['optimizer']}, rate {run['lr']:g} ({run['schedule']}), "
                   f"{100 * run['mask_prob']:g}% of the tokens masked, by the {run['mask_unit']}",
-        "validation loss": f"{final['val_loss']:.3f} nats a token (a model of token frequencies: "
+        "validation loss": f"{final['val_loss']:.3f} nats per token (a model of token frequencies: "
                            f"{run['unigram_nats']:.3f}), perplexity {final['perplexity']:.2f}, "
-                           f"{final['nats_per_byte']:.3f} nats a byte",
+                           f"{final['nats_per_byte']:.3f} nats per byte",
         "masked accuracy": f"{final['val_masked_accuracy']:.3f}"}
     if "val_sentence_accuracy" in final:
         facts["sentence task"] = f"accuracy {final['val_sentence_accuracy']:.3f}"

@@ -22,7 +22,7 @@ def test_a_pretrained_checkpoint(flags, tmp_path):
     assert front == {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["bert"]}
     first, *_, final = read_log(tmp_path)
     assert f"train_mlm.py {' '.join(flags(tmp_path, 'bert'))}`" in text and "from scratch" in text
-    assert f"{final['val_loss']:.3f} nats a token" in text and f"{first['unigram_nats']:.3f})" in text
+    assert f"{final['val_loss']:.3f} nats per token" in text and f"{first['unigram_nats']:.3f})" in text
     assert "10,240 tokens in 10 steps of 32 rows of 32" in text and "WordPiece, 600 ids" in text
 
 

@@ -87,7 +87,7 @@ class Tokenizer:
 
     def save(self, path, max_length=None):
         """Writes files(), {name: str or JSON content}, into a directory, which must exist. max_length: where
-        programs that read them cut a text, by default the tokenizer's; without one they may not cut at all."""
+        programs that read them cut a text, by default the tokenizer's; without one they need not cut."""
         files, max_length = self.files(), max_length or self.max_length
         if max_length:
             files["tokenizer_config.json"]["model_max_length"] = max_length

@@ -480,6 +480,8 @@ class Report:
         self.log.write(f"\nfinal, after {step:,} steps, {line['tokens'] / 1e6:.2f} M tokens and "
                        f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
                        f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)
+        if self.log.writes:
+            card.write(self.args.out_dir)
 
 
 @torch.no_grad()
@@ -594,19 +596,15 @@ def train(args, state, host):
                 kept = f"what was saved at step {step} is kept"
             report.last_time += time.time() - start - elapsed  # this does not count for the speed
 
-    if signals and not step:
-        raise runtime.Stop("stopped before the first step; nothing was written",
-                           128 + (host.signals or [signal.SIGTERM])[0])
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
     elapsed = time.time() - start
-    save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
+    if step or not signals:
+        save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
     if signals:
-        advice = "nothing was written" if args.dry_run else (
+        advice = "nothing was written" if args.dry_run or not step else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
         raise runtime.Stop(f"stopped at step {step:,}; {advice}", 128 + (host.signals or [signal.SIGTERM])[0])
     report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])
-    if log.writes:
-        card.write(args.out_dir)
     if host.rank == 0:
         show_fills(args, model, val_rows, tokenizer, host)
 

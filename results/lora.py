@@ -67,8 +67,7 @@ def main():
             for future in as_completed(waiting):
                 run = future.result()
                 runs.append(run)
-                print(f"{run['task']}, {run['train']}, seed {run['seed']}: {run['metric']} {run['score']:.4f}",
-                      flush=True)
+                print(", ".join(f"{name} {run[name]}" for name in ("task", "train", "seed", "score")), flush=True)
                 with open(args.json + ".tmp", "w", encoding="utf-8") as f:
                     json.dump(runs, f, indent=1)
                 os.replace(args.json + ".tmp", args.json)

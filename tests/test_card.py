@@ -80,7 +80,8 @@ def test_a_tracker_gets_the_numbers_of_the_log(flags, tmp_path, monkeypatch):
 
 def test_a_tracker_tells_the_seeds_apart(finetuning, tmp_path, monkeypatch):
     _, lines = tracked(monkeypatch)
-    finetune.main(finetuning(tmp_path, "single", "bert", "--epochs", "1", "--seeds", "2", "--report", "wandb"))
+    more = ("--epochs", "1", "--seeds", "2", "--report", "wandb")
+    finetune.main(finetuning(tmp_path, "single", "bert", *more))
     losses = {seed: [line["loss"] for line in read_log(tmp_path) if "loss" in line and line["seed"] == seed]
               for seed in (0, 1)}
     for seed in losses:

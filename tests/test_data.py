@@ -514,7 +514,8 @@ def test_preparing_says_it_once(tmp_path, capsys):
     file = write(tmp_path / "a.txt", "The same line with words enough to be a document.\n\n" * 300)
     for expected in (1, 0):  # the second time the token files are there
         data.prepare(data.open_corpus([file]), None, "wordpiece", 60, str(tmp_path / "cache"))
-        assert capsys.readouterr().out.count("% of the text are paragraphs that were there before") == expected
+        said = capsys.readouterr().out
+        assert said.count("% of the text are paragraphs that were there before") == expected
 
 
 def test_unigram_nats_by_hand(prepared):

@@ -200,8 +200,9 @@ def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
 def test_default_rates():
     """5e-5 for all parameters of a model 768 wide; LoRA ten times, and twenty in less than 1,000 steps."""
     def rate(train, n_rows, **length):
-        args = SimpleNamespace(**{"train": train, "batch_size": 32, "max_steps": None, "epochs": None} | length)
-        return finetune.default_lr(args, tasks.OWN["classification"], SimpleNamespace(hidden_size=384), n_rows)
+        lengths = {"max_steps": None, "epochs": None} | length
+        args, config = SimpleNamespace(train=train, batch_size=32, **lengths), SimpleNamespace(hidden_size=384)
+        return finetune.default_lr(args, tasks.OWN["classification"], config, n_rows)
     assert rate("full", 320, epochs=1) == rate("full", 64_000, epochs=1) == pytest.approx(1e-4)
     assert rate("lora", 31_968, epochs=1) == rate("lora", 10**9, max_steps=999) == pytest.approx(2e-3)
     assert rate("lora", 16_000, epochs=2) == rate("lora", 320, max_minutes=9) == pytest.approx(1e-3)

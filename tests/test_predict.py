@@ -208,7 +208,8 @@ def test_the_threshold_of_several_labels(finetuning, files, tmp_path, capsys):
         use(tmp_path, "--file", files["val_many"], "--json", "--threshold", threshold)
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         for row in rows:
-            assert row["predicted_labels"] == [name for name, p in row["probabilities"].items() if p > threshold]
+            above = [name for name, p in row["probabilities"].items() if p > threshold]
+            assert row["predicted_labels"] == above
         use(tmp_path, rows[0]["text"], "--threshold", threshold)
         assert capsys.readouterr().out == "|".join(rows[0]["predicted_labels"]) + f"\t{rows[0]['text']}\n"
         truth = [set(filter(None, row["labels"].split("|"))) for row in rows]

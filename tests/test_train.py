@@ -516,7 +516,7 @@ def test_ctrl_c_before_the_first_step_leaves_the_run_it_was_to_replace(flags, tm
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
         patch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", interrupt)
         train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "1"))
-    assert exit.value.code == 130 and "stopped before the first step" in capsys.readouterr().err
+    assert exit.value.code == 130 and "stopped at step 0; nothing was written" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

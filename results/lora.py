@@ -67,7 +67,7 @@ def main():
             for future in as_completed(waiting):
                 run = future.result()
                 runs.append(run)
-                print(", ".join(f"{name} {run[name]}" for name in ("task", "train", "seed", "score")), flush=True)
+                print(run["task"], run["train"], f"seed {run['seed']}: {run['score']:.4f}", flush=True)
                 with open(args.json + ".tmp", "w", encoding="utf-8") as f:
                     json.dump(runs, f, indent=1)
                 os.replace(args.json + ".tmp", args.json)

@@ -201,7 +201,8 @@ def test_default_rates():
     """5e-5 for all parameters of a model 768 wide; LoRA ten times, and twenty in less than 1,000 steps."""
     def rate(train, n_rows, **length):
         lengths = {"max_steps": None, "epochs": None} | length
-        args, config = SimpleNamespace(train=train, batch_size=32, **lengths), SimpleNamespace(hidden_size=384)
+        args = SimpleNamespace(train=train, batch_size=32, **lengths)
+        config = SimpleNamespace(hidden_size=384)
         return finetune.default_lr(args, tasks.OWN["classification"], config, n_rows)
     assert rate("full", 320, epochs=1) == rate("full", 64_000, epochs=1) == pytest.approx(1e-4)
     assert rate("lora", 31_968, epochs=1) == rate("lora", 10**9, max_steps=999) == pytest.approx(2e-3)

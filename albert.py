@@ -476,6 +476,8 @@ def check_config(config):
             raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
         if field.type is float and value is not None and not 0 <= value <= 1:
             raise ValueError(f"config: {field.name} = {value!r} is not between 0 and 1")
+    if config.initializer_range == 0:
+        raise ValueError("config: initializer_range is 0: a fresh head would never learn")
     heads, width = config.num_attention_heads, config.hidden_size
     if heads == 0 or width % heads:
         raise ValueError(f"config: {heads} heads do not divide a width of {width}")

@@ -2,7 +2,7 @@
 The README.md of a checkpoint: a model card for the hub, made of what log.jsonl says. A run ends with it.
 
     hf auth login
-    hf upload you/my-roberta out/roberta --exclude resume.pt
+    hf upload you/my-roberta out/roberta --exclude "resume*.pt"
 """
 
 import json
@@ -16,8 +16,7 @@ PIPELINES = {"tokens": "token-classification"}  # other kinds are text-classific
 
 def model_card(out_dir):
     """The text of it. out_dir holds a run that has ended."""
-    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
-        lines = [json.loads(line) for line in f]
+    lines = runtime.read_log(out_dir)
     run, final = dict(lines[0]), lines[-1]
     for line in lines:
         run |= line if "resumed_at" in line else {}  # flags may have changed

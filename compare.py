@@ -9,7 +9,6 @@ and go to every run. A run is a process of its own, so that its peak memory is i
 """
 
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -53,8 +52,7 @@ def compare(args, commands):
     for run, (folder, command) in commands.items():
         print(f"\n{' '.join(command[1:])}", flush=True)
         run_and_wait(run, command)
-        with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
-            logs[run] = json.loads(f.read().splitlines()[-1])
+        logs[run] = runtime.read_log(folder)[-1]
     metric = next(iter(logs.values()))["metric"]
     table = [[column.format(metric=metric) for column in COLUMNS]]
     for run, log in logs.items():

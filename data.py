@@ -377,26 +377,23 @@ class Tokens:
 
 def load(folder):
     """A folder from prepare -> {"train": Tokens, "val": Tokens}, tokenizer. ValueError if it is damaged."""
-    remedy = f"delete {folder} and run again"
     try:
-        with open(os.path.join(folder, "meta.json")) as f:
-            meta = json.load(f)
-        tokenizer = tokenizers.load(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); {remedy}") from error
-    if meta["format"] != FORMAT or meta["tokenizer"] != tokenizer.hash():
-        raise ValueError(f"{folder} was made with another tokenizer than it holds; {remedy}")
-
-    splits = {}
-    for split in ("train", "val"):
-        arrays = {}
-        for name, dtype in (("tokens", meta["dtype"]), ("documents", "uint64"), ("sentences", "uint64")):
-            file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
-            size, count = os.path.getsize(file) if os.path.exists(file) else None, meta[split][name]
-            if size != count * np.dtype(dtype).itemsize:
-                raise ValueError(f"{file} has {size} bytes, not {count * np.dtype(dtype).itemsize}; {remedy}")
-            arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
-        splits[split] = Tokens(**arrays, bytes=meta[split]["bytes"])
+        tokenizer, splits = tokenizers.load(folder), {}
+        meta = tokenizers.read_json(os.path.join(folder, "meta.json"))
+        if meta["format"] != FORMAT or meta["tokenizer"] != tokenizer.hash():
+            raise ValueError("it was made with another tokenizer than it holds")
+        for split in ("train", "val"):
+            arrays = {}
+            for name, dtype in (("tokens", meta["dtype"]), ("documents", "uint64"), ("sentences", "uint64")):
+                file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
+                size, count = os.path.getsize(file), meta[split][name]
+                if size != count * np.dtype(dtype).itemsize:
+                    raise ValueError(f"{os.path.basename(file)} has {size} bytes, "
+                                     f"not {count * np.dtype(dtype).itemsize}")
+                arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+            splits[split] = Tokens(**arrays, bytes=int(meta[split]["bytes"]))
+    except Exception as error:  # damage raises errors of every kind
+        raise ValueError(f"{folder} is damaged ({error}); delete it and run again") from error
     return splits, tokenizer
 
 # -----------------------------------------------------------------------------

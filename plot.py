@@ -10,7 +10,6 @@ Pictures: the curves of runs, several in one picture; attention maps.
 A run is an out_dir of train_mlm.py or finetune.py, or its log.jsonl; it may be under way.
 """
 
-import json
 import os
 import re
 import shlex
@@ -59,21 +58,12 @@ def parse_arguments(argv):
 
 def read_log(run):
     """The lines of a log, as dicts: the configuration, then what was measured."""
-    file, log = run if os.path.isfile(run) else os.path.join(run, "log.jsonl"), []
-    if not os.path.exists(file):
-        raise FileNotFoundError(f"{run} holds no run: there is no {file}")
-    with open(file, "rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                log.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
-                if line.endswith(b"\n"):  # else SIGKILL left half a line, or it is being written
-                    raise ValueError(f"{file}, line {number} is damaged") from None
+    log = runtime.read_log(*os.path.split(run)) if os.path.isfile(run) else runtime.read_log(run)
     if not log or not log[0].keys() & {"unigram_nats", "trained"}:
-        raise ValueError(f"{file} is no log of train_mlm.py or finetune.py")
+        raise ValueError(f"{run} holds no log of train_mlm.py or finetune.py")
     drawn = "tokens" if "unigram_nats" in log[0] else f"val_{log[0]['metric']}"
     if not any(drawn in line for line in log):
-        raise ValueError(f"{file} has nothing to draw yet")
+        raise ValueError(f"{run} has nothing to draw yet")
     return log
 
 

@@ -30,6 +30,11 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # on Windows nothing keeps two runs apart
+    fcntl = None
+
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
 # that it waits for is taken: a step of 36 ms takes 124 to 131. If they sleep after 2,000 turns it takes 85 to
 # 101, and 3 % more when quiet (bench.py neighbour). OpenMP reads it as torch loads: import runtime before it.
@@ -215,7 +220,7 @@ class Host:
     """
 
     def __init__(self, args):
-        self.args, self.group, self.signals = args, None, []
+        self.args, self.group, self.signals, self.locked = args, None, [], None
         self.rank, self.world, self.local_rank, processes_here = (
             int(os.environ.get(name, default)) for name, default in (
                 ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
@@ -244,8 +249,20 @@ class Host:
         return self
 
     def __exit__(self, *error):
+        if self.locked is not None:
+            os.close(self.locked)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def lock(self, out_dir):
+        """Keep other runs out of the folder until this one ends, however it does. ValueError if one is there."""
+        os.makedirs(out_dir, exist_ok=True)
+        if fcntl:
+            self.locked = os.open(out_dir, os.O_RDONLY)
+            try:
+                fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{out_dir}: another run is under way there") from None
 
     def say(self, *words):
         if self.rank == 0:
@@ -493,10 +510,11 @@ def mean_of_steps(history, step, kept, host):
 # -----------------------------------------------------------------------------
 # The log and the disk
 
+PREVIOUS = "resume-previous.pt"  # what resume.pt was at the save before, should that be damaged
 # what a run may write into out_dir
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
            "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
-           "resume.pt", "log.jsonl", "README.md")
+           "resume.pt", PREVIOUS, "log.jsonl", "README.md")
 CARD = "by flatbert"  # in a README.md that card.py wrote
 
 
@@ -508,6 +526,8 @@ class Log:
         self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
         self.track = tracker(args) if args.report and self.writes else None
+        if self.writes:
+            host.lock(args.out_dir)
 
     def write(self, text=None, **line):
         """The line; and the text, which has the same numbers, on the screen."""
@@ -534,6 +554,23 @@ class Log:
                 self.append(os.path.join(folder, "log.jsonl"))
         save_files(os.path.dirname(self.file), write_all, replace=self.waits)
         self.waits = False
+
+
+def read_log(out_dir, name="log.jsonl"):
+    """The lines of a log, as dicts; not a last one that is half written. FileNotFoundError, or ValueError for
+    a damaged one."""
+    file, log = os.path.join(out_dir, name), []
+    if not os.path.exists(file):
+        raise FileNotFoundError(f"{out_dir} holds no run: there is no {file}")
+    with open(file, "rb") as f:
+        for number, line in enumerate(f, 1):
+            if line.endswith(b"\n"):  # else SIGKILL left half of it, or it is being written
+                try:
+                    log.append(dict(json.loads(line)))
+                    log[-1].get("step", 0) + 0  # a number
+                except (ValueError, TypeError, RecursionError):
+                    raise ValueError(f"{file}, line {number} is damaged") from None
+    return log
 
 
 def tracker(args):
@@ -627,6 +664,8 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
         if replace:  # a process that is killed now leaves no mixture that could be taken for a run
             remove_outputs(out_dir, keep=set(names) - {"resume.pt"})
         for name in sorted(names, key=lambda name: name == "resume.pt"):  # from which a run goes on: the last
+            if name == "resume.pt" and os.path.exists(os.path.join(out_dir, name)):
+                os.replace(os.path.join(out_dir, name), os.path.join(out_dir, PREVIOUS))
             os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         raise OSError(f"{out_dir} could not be written, the disk may be full; what was saved before is kept "

@@ -17,6 +17,7 @@ import base64
 import hashlib
 import heapq
 import json
+import math
 import os
 import re
 import struct
@@ -118,8 +119,10 @@ def count_matches(pattern, texts):
 # Byte-level BPE
 
 # GPT-2's words, which no merge may cross: a contraction; letters, digits or other characters, each with the
-# space before them; other white space. The possessive ++ matches the same as + and is faster.
-WORD = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
+# space before them; other white space. The possessive ++ matches the same as + and is faster; 100,000, for +,
+# is where tiktoken's engine would give up.
+WORD = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$"
+                     r"|\s{1,100000}(?!\S)|\s")
 
 # The published files spell a byte as a printable character: itself, or for 68 of them one from U+0100 on.
 PRINTABLE = [b for b in range(ord("!"), 256) if chr(b).isprintable()]
@@ -439,6 +442,8 @@ class Unigram(ChunkTokenizer):
         """scores: log probabilities of the tokens. charsmap: SentencePiece's compiled table of character
         replacements. symbols: tokens that divide the text before anything else is done to it."""
         super().__init__(tokens, self.ROLES, symbols)
+        if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+            raise ValueError("the score of a token is not a finite number")
         if self.unk_id != 1:
             raise ValueError(f"<unk> has id {self.unk_id}; ALBERT's has 1, and transformers knows no other")
         self.scores, self.lowercase, self.keep_accents = list(scores), lowercase, keep_accents
@@ -560,7 +565,7 @@ class Unigram(ChunkTokenizer):
                 raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
             tokens = [token for token, _ in content["model"]["vocab"]]
             scores = [score for _, score in content["model"]["vocab"]]
-            charsmap = b"".join(base64.b64decode(step["precompiled_charsmap"])
+            charsmap = b"".join(base64.b64decode(step["precompiled_charsmap"], validate=True)
                                 for step in steps if step["type"] == "Precompiled")
             symbols = [token["content"] for token in content["added_tokens"] if token["special"] is False]
             lowercase, keep_accents = "Lowercase" in types, "StripAccents" not in types
@@ -846,9 +851,11 @@ def load(path_or_name):
         config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
         tokenizer.max_length = config.get("model_max_length")
         return tokenizer
+    except (OSError, MemoryError):  # these say themselves what is wrong
+        raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError, struct.error) as error:
+    except Exception as error:  # damage makes the readers raise errors of every kind
         raise ValueError(f"{path}: damaged, or of another kind ({type(error).__name__}: {error})") from error
 
 

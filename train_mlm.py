@@ -18,9 +18,9 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pickle import UnpicklingError
 
 import runtime  # before torch: it sets how torch's threads wait
 
@@ -159,17 +159,24 @@ def resumed_arguments(p, argv, out_dir):
 
 
 def load_state(out_dir):
-    """The dict that save() wrote. ValueError if there is none, or if it is damaged."""
-    file = os.path.join(out_dir, "resume.pt")
-    if not os.path.exists(file):
-        raise ValueError(f"{out_dir} holds no run to resume: there is no {file}")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{file} is damaged: {runtime.first_line(error)}") from error
-    if not isinstance(state, dict) or not {"args", "config", "model", "optimizers", "step"} <= set(state):
-        raise ValueError(f"{file} is not what this script wrote")
-    return state
+    """The dict that save() wrote, and its file; where that is damaged, those of the save before. ValueError
+    if there is none."""
+    problems = []
+    for file in (os.path.join(out_dir, name) for name in ("resume.pt", runtime.PREVIOUS)):
+        try:
+            if bad := zipfile.ZipFile(file).testzip():  # torch.load() does not compare the checksums
+                raise ValueError(f"the checksum of {bad} is wrong")
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            if not {"args", "config", "model", "optimizers", "step"} <= set(state):
+                raise ValueError("not what this script writes")
+            if problems:
+                print(f"{problems[0]}; going on from the save before it", file=sys.stderr)
+            return state | {"file": file}
+        except FileNotFoundError:
+            problems.append(f"there is no {file}")
+        except Exception as error:  # damage raises errors of every kind
+            problems.append(f"{file} is damaged ({runtime.first_line(error)})")
+    raise ValueError(f"{out_dir} holds no run to resume: {problems[0]}")
 
 
 def open_tokenizer(args, state):
@@ -221,9 +228,9 @@ def open_model(args, splits, tokenizer, state):
     if args.seq_length > model.config.longest_row:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
                          f"{model.config.longest_row} positions")
-    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors,
-    # and the last ones stay until the next are there.
-    runtime.check_disk("out_dir", args.out_dir, 32 * sum(p.numel() for p in model.parameters()))
+    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors;
+    # the last ones stay until the next are there, and resume.pt one save longer.
+    runtime.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
     if args.lr is None:
         args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
     if args.init_from == "scratch" and not state:
@@ -390,16 +397,14 @@ def open_log(args, state, host):
     """-> runtime.Log. A run to resume goes on with its own, without what came after the step it saved."""
     log = runtime.Log(args, host, waits=not state and runtime.holds_run(args.out_dir))
     if log.writes and state:
-        with open(log.file, encoding="utf-8") as f:
-            lines = [json.loads(line) for line in f if line.endswith("\n")]  # SIGKILL may leave half a line
+        lines = runtime.read_log(args.out_dir)
+        os.replace(state["file"], os.path.join(args.out_dir, "resume.pt"))  # if that was damaged
         def write(folder):
             with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines
                              if line.get("step", 0) <= state["step"] and "final" not in line)
         log.checkpoint(write)
         runtime.remove_outputs(args.out_dir, keep=set(runtime.OUTPUTS) - {"README.md"})  # with old figures
-    elif log.writes:
-        os.makedirs(args.out_dir, exist_ok=True)
     return log
 
 

@@ -289,6 +289,13 @@ def test_bpe_loses_nothing(trained):
             assert trained["bpe"].decode(trained["bpe"].encode(text)) == text
 
 
+def test_a_megabyte_of_spaces(trained):
+    """More than tiktoken's engine can go back over."""
+    for space in ("  ", "\t "):
+        text = "a" + space * 500_000 + " b"
+        assert trained["bpe"].decode(trained["bpe"].encode(text)) == text
+
+
 @pytest.mark.parametrize("kind", tokenizer.KINDS)
 def test_plain_text_never_becomes_a_special_token(kind, trained):
     """ALBERT's in transformers takes a literal <pad> for the pad even where special tokens are to be text."""
@@ -435,7 +442,10 @@ DAMAGE = {  # what becomes of a file: half of it, other bytes, or a function of 
         "half", b"{}", b"[]", lambda content: content | {"normalizer": None},
         with_vocabulary(lambda vocabulary: []), with_vocabulary(lambda vocabulary: [["a"], 3]),
         with_vocabulary(lambda vocabulary: vocabulary[:6] * 2),
-        with_vocabulary(lambda vocabulary: vocabulary[1:])],
+        with_vocabulary(lambda vocabulary: vocabulary[1:]),
+        with_vocabulary(lambda vocabulary: [*vocabulary[:-1], [vocabulary[-1][0], math.nan]]),
+        lambda content: content | {"normalizer": {"normalizers": content["normalizer"]["normalizers"] + [
+            {"type": "Precompiled", "precompiled_charsmap": "no base64!"}]}}],
 }
 
 

@@ -139,6 +139,56 @@ def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
     assert torch.load(out / "resume.pt", weights_only=True)["step"] >= 5
 
 
+@pytest.mark.parametrize("damage", ["truncated", "a flipped byte", "not there"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, flags, tmp_path, capsys):
+    """Saved at steps 3, 6, 9 and 10; from 9 on the run ends as before, and leaves a whole checkpoint."""
+    train_mlm.main(flags(tmp_path / "hurt"))
+    shutil.copytree(tmp_path / "hurt", tmp_path / "whole")
+    file = tmp_path / "hurt" / "resume.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "not there":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "a flipped byte" else content[:-1000])
+    capsys.readouterr()
+    resume = ["--init_from", "resume", "--out_dir", str(tmp_path / "hurt")]
+    train_mlm.main(resume)
+    said = capsys.readouterr()
+    assert str(file) in said.err and "going on from the save before it" in said.err
+    assert "resuming" in said.out and "at step 9" in said.out
+    same_run(tmp_path / "whole", tmp_path / "hurt")
+    assert torch.load(tmp_path / "hurt" / runtime.PREVIOUS, weights_only=True)["step"] == 9
+
+
+def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, capsys):
+    argv = flags(tmp_path, "roberta", "--max_steps", 100000)
+    first = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "resume.pt").exists():
+            assert first.poll() is None, "it ended before it saved"
+            time.sleep(0.01)
+        log = (tmp_path / "log.jsonl").read_bytes()
+        for more in (["--overwrite"], ["--init_from", "resume"]):
+            assert "another run is under way there" in refused([*argv, *more], capsys)
+        assert (tmp_path / "log.jsonl").read_bytes().startswith(log) and first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    train_mlm.main([*flags(tmp_path), "--overwrite"])  # what was killed holds nothing
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"step": "3"}', "{" * 100_000])
+def test_a_damaged_log_is_named(line, flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path))
+    number = len(read_log(tmp_path)) + 1
+    with open(tmp_path / "log.jsonl", "a") as f:
+        f.write(line + "\n")
+    capsys.readouterr()
+    resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
+    assert f"log.jsonl, line {number} is damaged" in refused(resume, capsys)
+
+
 def test_resuming_a_finished_run_with_more_steps_goes_on(flags, tmp_path):
     train_mlm.main(flags(tmp_path))
     train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "12"])
@@ -648,7 +698,8 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     more = ["--init_from", tmp_path / "a"]
     assert "the tokenizer has 700 ids, the model 600" in refused(flags(out, "roberta", *more), capsys)
     torch.save({"model": {}}, tmp_path / "a" / "resume.pt")
-    assert "is not what this script wrote" in refused(
+    (tmp_path / "a" / runtime.PREVIOUS).unlink(missing_ok=True)
+    assert "not what this script writes" in refused(
         ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
     assert "resume.pt is damaged" in refused(

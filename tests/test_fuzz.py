@@ -1,0 +1,11 @@
+"""Damaged files of every kind: what reads them gives a result, or an error of one line. More of it: fuzz.py."""
+
+import pytest
+
+import fuzz
+
+
+@pytest.mark.parametrize("name", fuzz.KINDS)
+def test_damaged_files_are_read_or_refused(name):
+    results, refused, failures = fuzz.fuzz(name, cases=200, seed=0)
+    assert not failures and results and refused

@@ -19,6 +19,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -135,6 +136,7 @@ def hub_split(source, split, problem):
     """A split of "owner/name" or "owner/name:config" -> datasets.Dataset. FileNotFoundError that begins with
     `problem` if the hub does not give it."""
     import datasets  # here, as everything but the hub works without it
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are ten lines
     path, _, config = source.partition(":")
     try:
         return datasets.load_dataset(path, config or None, split=split)

@@ -465,8 +465,9 @@ def check_config(config):
     """Complete id2label. ValueError for a value of another type, an absurd size, and what does not fit."""
     for field in fields(config):
         value, limit = getattr(config, field.name), 1000 if field.name == "num_hidden_layers" else 10**7
-        if field.type is int and (type(value) is not int or not 0 <= value <= limit):
-            raise ValueError(f"config: {field.name} = {value!r} is no whole number from 0 to {limit:,}")
+        least = 0 if field.name == "pad_token_id" else 1
+        if field.type is int and (type(value) is not int or not least <= value <= limit):
+            raise ValueError(f"config: {field.name} = {value!r} is no whole number from {least} to {limit:,}")
         kinds = (int, float) if field.type is float else field.type
         if value is not field.default and not isinstance(value, kinds):
             raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
@@ -475,7 +476,7 @@ def check_config(config):
     if config.initializer_range == 0:
         raise ValueError("config: initializer_range is 0: a fresh head would never learn")
     heads, width = config.num_attention_heads, config.hidden_size
-    if heads == 0 or width % heads:
+    if width % heads:
         raise ValueError(f"config: {heads} heads do not divide a width of {width}")
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"config: hidden_act {config.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")

@@ -31,17 +31,36 @@ def read_log(out_dir):
     return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="session")
-def text_file(tmp_path_factory):
+def same_run(a, b):
+    """Two pretrainings: weights, optimizers and log, to the bit; but for times, and the first line of the log."""
+    a_state, b_state = (torch.load(Path(d) / "resume.pt", weights_only=True) for d in (a, b))
+    assert a_state["step"] == b_state["step"]
+    for name, tensor in a_state["model"].items():
+        assert torch.equal(tensor, b_state["model"][name]), name
+    for a_optimizer, b_optimizer in zip(a_state["optimizers"], b_state["optimizers"], strict=True):
+        for i, values in a_optimizer["state"].items():
+            for name, tensor in values.items():
+                assert torch.equal(tensor, b_optimizer["state"][i][name]), (i, name)
+    times = ("tokens_per_s", "elapsed_s")
+    logs = [[{k: v for k, v in line.items() if k not in times} for line in read_log(d)[1:]] for d in (a, b)]
+    assert logs[0] == logs[1]
+
+
+def write_corpus(file):
     """Real English: docstrings of the standard library, a paragraph a line, a blank line between modules."""
     import data
     documents = []
-    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-f]*.py")):
-        paragraphs = [line for text in data.docstrings(str(file)) for line in data.prose(text)]
+    for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-f]*.py")):
+        paragraphs = [line for text in data.docstrings(str(source)) for line in data.prose(text)]
         if paragraphs:
             documents.append("\n".join(paragraphs))
-    file = tmp_path_factory.mktemp("text") / "corpus.txt"
     file.write_text("\n\n".join(documents), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "corpus.txt"
+    write_corpus(file)
     return file
 
 

@@ -75,6 +75,14 @@ def test_a_folder_in_use_is_found_before_the_first_run(flags, tmp_path, capsys):
     assert "lora holds a run already" in capsys.readouterr().err and not (tmp_path / "full").exists()
 
 
+def test_a_table_is_not_lost(flags, tmp_path, capsys):
+    (tmp_path / "compare.md").write_text("of other runs")
+    with pytest.raises(SystemExit):
+        compare.main(flags(tmp_path, "full"))
+    assert "holds a comparison already" in capsys.readouterr().err
+    assert (tmp_path / "compare.md").read_text() == "of other runs" and not (tmp_path / "full").exists()
+
+
 def test_not_under_torchrun(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -27,26 +28,12 @@ import roberta
 import runtime
 import tokenizer as tokenizers
 import train_mlm
-from conftest import read_log
+from conftest import read_log, same_run
+import soak
 
 ROOT = Path(train_mlm.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
             "train_mlm.py"]
-TIMES = ("tokens_per_s", "elapsed_s")
-
-
-def same_run(a, b):
-    """Weights, optimizers and log, to the bit; but for times, and the first line with the length."""
-    a_state, b_state = (torch.load(Path(d) / "resume.pt", weights_only=True) for d in (a, b))
-    assert a_state["step"] == b_state["step"]
-    for name, tensor in a_state["model"].items():
-        assert torch.equal(tensor, b_state["model"][name]), name
-    for a_optimizer, b_optimizer in zip(a_state["optimizers"], b_state["optimizers"], strict=True):
-        for i, values in a_optimizer["state"].items():
-            for name, tensor in values.items():
-                assert torch.equal(tensor, b_optimizer["state"][i][name]), (i, name)
-    logs = [[{k: v for k, v in line.items() if k not in TIMES} for line in read_log(d)[1:]] for d in (a, b)]
-    assert logs[0] == logs[1]
 
 
 def run(argv):
@@ -104,22 +91,9 @@ def test_ten_steps_equal_five_and_five(model, recipe, flags, tmp_path):
     same_run(tmp_path / "ten", tmp_path / "five")
 
 
-def test_resume_after_kill_9(flags, tmp_path):
-    """At whatever moment the process dies, the run goes on from a whole checkpoint to the same end."""
-    train_mlm.main(flags(tmp_path / "whole", "bert", "--max_steps", 60, "--save_interval", 2))
-    argv = flags(tmp_path / "killed", "bert", "--max_steps", 60, "--save_interval", 2)
-    for delay in (0.1, 0.25):
-        process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT,
-                                   stdout=subprocess.DEVNULL)
-        while not (tmp_path / "killed" / "resume.pt").exists():
-            assert process.poll() is None, "it ended before it saved"
-            time.sleep(0.01)
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-        argv = ["--init_from", "resume", "--out_dir", str(tmp_path / "killed")]
-    train_mlm.main(argv)
-    same_run(tmp_path / "whole", tmp_path / "killed")
+def test_killed_at_any_moment_a_run_comes_to_the_same_end(tmp_path):
+    """Two kills, one of them within a save; soak.py takes a hundred."""
+    assert soak.pretraining(tmp_path, "bert", "fast", kills=2, rng=random.Random(0), steps=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

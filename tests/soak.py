@@ -1,0 +1,128 @@
+"""
+A soak: runs that are killed at random moments, half of them while they save, and go on to the same end.
+
+    python tests/soak.py --kills 100 --json results/soak.json       # a quarter of an hour on two cores
+
+Pretraining, of three models and two recipes, is resumed after every kill, and its end compared to the bit with
+that of a run that nothing disturbed. Fine-tuning begins again: what a kill leaves must be whole or nothing.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from conftest import ROOT, reviews, same_run, write_corpus
+
+import inference
+
+STEPS = 300
+RUNS = [(model, recipe) for model in ("roberta", "bert", "albert") for recipe in ("fast", "paper")]
+
+
+def start(script, flags):
+    return subprocess.Popen([sys.executable, script, *map(str, flags)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def finish(script, flags):
+    process = start(script, flags)
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+
+
+def kill(process, out_dir, saving, rng):
+    """SIGKILL within the first save that begins now, or up to half a second later. -> whether it was in time."""
+    temporary, began = Path(out_dir) / "saving.tmp", Path(out_dir) / "log.jsonl"
+    size = began.stat().st_size if began.exists() else 0
+    while process.poll() is None and not (temporary.exists() if saving else
+                                          began.exists() and began.stat().st_size > size):
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0, 0.01 if saving else 0.5))
+    in_time = process.poll() is None
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    return in_time
+
+
+def pretraining(folder, model, recipe, kills, rng, steps=STEPS):
+    """-> kills that were in time. AssertionError where the ends differ."""
+    folder = Path(folder)
+    if not (folder / "corpus.txt").exists():
+        write_corpus(folder / "corpus.txt")
+    flags = ["--model", model, "--preset", f"{model}-tiny", "--recipe", recipe, "--data", folder / "corpus.txt",
+             "--cache_dir", folder / "cache", "--vocab_size", 600, "--seq_length", 96 if model == "albert" else 32,
+             "--batch_size", 16, "--dropout", 0.1, "--max_steps", steps, "--save_interval", 2, "--log_interval", 1,
+             "--eval_interval", 25, "--eval_rows", 32, "--device", "cpu", "--dtype", "float32", "--threads", 1]
+    whole, killed = folder / f"{model}-{recipe}-whole", folder / f"{model}-{recipe}-killed"
+    finish("train_mlm.py", [*flags, "--out_dir", whole])
+    first, in_time = [*flags, "--out_dir", killed], 0
+    resume = ["--init_from", "resume", "--out_dir", killed]
+    for i in range(kills):
+        process = start("train_mlm.py", resume if (killed / "resume.pt").exists() else first)
+        in_time += kill(process, killed, i % 2 == 0, rng)
+        if not (killed / "resume.pt").exists():  # not even one save
+            first = [*flags, "--out_dir", killed, "--overwrite"]
+    finish("train_mlm.py", resume)
+    same_run(whole, killed)
+    return in_time
+
+
+def finetuning(folder, train, kills, rng):
+    """-> kills that were in time. AssertionError where one left weights that are not those of an evaluation, or
+    where the run after it ends elsewhere."""
+    folder = Path(folder)
+    base = folder / "base"
+    if not base.exists():
+        write_corpus(folder / "corpus.txt")
+        for name, n, seed in (("train", 256, 0), ("val", 64, 1)):
+            rows = [f"{text},{label}" for text, label in reviews(n, seed)]
+            (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+        finish("train_mlm.py", ["--preset", "roberta-tiny", "--data", folder / "corpus.txt", "--vocab_size", 600,
+                                "--cache_dir", folder / "cache", "--seq_length", 32, "--max_steps", 2,
+                                "--threads", 1, "--out_dir", base])
+    flags = ["--init_from", base, "--train_file", folder / "train.csv", "--val_file", folder / "val.csv",
+             "--train", train, "--epochs", 20, "--eval_interval", 2, "--batch_size", 16, "--dtype", "float32",
+             "--device", "cpu", "--threads", 1, "--overwrite"]
+    whole, killed, in_time = folder / f"{train}-whole", folder / f"{train}-killed", 0
+    finish("finetune.py", [*flags, "--out_dir", whole])
+    for i in range(kills):
+        in_time += kill(start("finetune.py", [*flags, "--out_dir", killed]), killed, i % 2 == 0, rng)
+        if (killed / "config.json").exists() and (killed / "log.jsonl").exists():
+            inference.open_model(str(killed))
+    finish("finetune.py", [*flags, "--out_dir", killed])
+    name = "adapter_model.safetensors" if train == "lora" else "model.safetensors"
+    ends = [load_file(path / name) for path in (whole, killed)]
+    assert ends[0].keys() == ends[1].keys() and all((ends[0][key] == ends[1][key]).all() for key in ends[0])
+    return in_time
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--kills", type=int, default=100, help="in all")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json")
+    args = p.parse_args()
+    rng, results = random.Random(args.seed), []
+    each = -(-args.kills // (len(RUNS) + 2))
+    with tempfile.TemporaryDirectory() as folder:
+        for run in [*RUNS, ("full",), ("lora",)]:
+            began = time.time()
+            in_time = (pretraining if len(run) == 2 else finetuning)(folder, *run, each, rng)
+            results.append(dict(run=" ".join(run), kills=in_time, equal=True))
+            print(f"{' '.join(run)}: {in_time} kills, the same end; {time.time() - began:.0f} s", flush=True)
+    if args.json:
+        command = shlex.join(["python", "tests/soak.py", *sys.argv[1:]])
+        Path(args.json).write_text(json.dumps(dict(command=command, results=results), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ def read_log(out_dir):
 
 
 def same_run(a, b):
-    """Two pretrainings: weights, optimizers and log, to the bit; but for times, and the first line of the log."""
+    """Two pretrainings: weights, optimizers and log, to the bit; but for times, and the log's first line."""
     a_state, b_state = (torch.load(Path(d) / "resume.pt", weights_only=True) for d in (a, b))
     assert a_state["step"] == b_state["step"]
     for name, tensor in a_state["model"].items():

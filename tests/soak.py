@@ -3,8 +3,8 @@ A soak: runs that are killed at random moments, half of them while they save, an
 
     python tests/soak.py --kills 100 --json results/soak.json       # a quarter of an hour on two cores
 
-Pretraining, of three models and two recipes, is resumed after every kill, and its end compared to the bit with
-that of a run that nothing disturbed. Fine-tuning begins again: what a kill leaves must be whole or nothing.
+Pretraining, of three models and two recipes, is resumed after every kill, and its end compared to the bit
+with that of a run that nothing disturbed. Fine-tuning begins again: what a kill leaves is whole or nothing.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from conftest import ROOT, reviews, same_run, write_corpus
 import inference
 
 STEPS = 300
+CPU = ["--device", "cpu", "--dtype", "float32", "--threads", 1]
 RUNS = [(model, recipe) for model in ("roberta", "bert", "albert") for recipe in ("fast", "paper")]
 
 
@@ -39,7 +40,8 @@ def finish(script, flags):
 
 
 def kill(process, out_dir, saving, rng):
-    """SIGKILL within the first save that begins now, or up to half a second later. -> whether it was in time."""
+    """SIGKILL within the next save, or up to half a second after the next line of the log. -> whether the process
+    was still there."""
     temporary, began = Path(out_dir) / "saving.tmp", Path(out_dir) / "log.jsonl"
     size = began.stat().st_size if began.exists() else 0
     while process.poll() is None and not (temporary.exists() if saving else
@@ -58,10 +60,10 @@ def pretraining(folder, model, recipe, kills, rng, steps=STEPS):
     folder = Path(folder)
     if not (folder / "corpus.txt").exists():
         write_corpus(folder / "corpus.txt")
-    flags = ["--model", model, "--preset", f"{model}-tiny", "--recipe", recipe, "--data", folder / "corpus.txt",
-             "--cache_dir", folder / "cache", "--vocab_size", 600, "--seq_length", 96 if model == "albert" else 32,
-             "--batch_size", 16, "--dropout", 0.1, "--max_steps", steps, "--save_interval", 2, "--log_interval", 1,
-             "--eval_interval", 25, "--eval_rows", 32, "--device", "cpu", "--dtype", "float32", "--threads", 1]
+    flags = ["--model", model, "--preset", f"{model}-tiny", "--recipe", recipe, "--dropout", 0.1,
+             "--data", folder / "corpus.txt", "--cache_dir", folder / "cache", "--vocab_size", 600,
+             "--seq_length", 96 if model == "albert" else 32, "--batch_size", 16, "--max_steps", steps,
+             "--save_interval", 2, "--log_interval", 1, "--eval_interval", 25, "--eval_rows", 32, *CPU]
     whole, killed = folder / f"{model}-{recipe}-whole", folder / f"{model}-{recipe}-killed"
     finish("train_mlm.py", [*flags, "--out_dir", whole])
     first, in_time = [*flags, "--out_dir", killed], 0
@@ -77,8 +79,8 @@ def pretraining(folder, model, recipe, kills, rng, steps=STEPS):
 
 
 def finetuning(folder, train, kills, rng):
-    """-> kills that were in time. AssertionError where one left weights that are not those of an evaluation, or
-    where the run after it ends elsewhere."""
+    """-> kills that were in time. ValueError where one left what cannot be opened, AssertionError where the run
+    after them ends elsewhere."""
     folder = Path(folder)
     base = folder / "base"
     if not base.exists():
@@ -86,12 +88,11 @@ def finetuning(folder, train, kills, rng):
         for name, n, seed in (("train", 256, 0), ("val", 64, 1)):
             rows = [f"{text},{label}" for text, label in reviews(n, seed)]
             (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-        finish("train_mlm.py", ["--preset", "roberta-tiny", "--data", folder / "corpus.txt", "--vocab_size", 600,
-                                "--cache_dir", folder / "cache", "--seq_length", 32, "--max_steps", 2,
-                                "--threads", 1, "--out_dir", base])
+        finish("train_mlm.py", ["--preset", "roberta-tiny", "--data", folder / "corpus.txt", "--vocab_size",
+                                600, "--cache_dir", folder / "cache", "--seq_length", 32, "--max_steps", 2,
+                                "--out_dir", base, *CPU])
     flags = ["--init_from", base, "--train_file", folder / "train.csv", "--val_file", folder / "val.csv",
-             "--train", train, "--epochs", 20, "--eval_interval", 2, "--batch_size", 16, "--dtype", "float32",
-             "--device", "cpu", "--threads", 1, "--overwrite"]
+             "--train", train, "--epochs", 20, "--eval_interval", 2, "--batch_size", 16, "--overwrite", *CPU]
     whole, killed, in_time = folder / f"{train}-whole", folder / f"{train}-killed", 0
     finish("finetune.py", [*flags, "--out_dir", whole])
     for i in range(kills):

@@ -470,7 +470,7 @@ def check_config(config):
         if field.type is float and value is not None and not 0 <= value <= 1:
             raise ValueError(f"config: {field.name} = {value!r} is not between 0 and 1")
     if config.initializer_range == 0:
-        raise ValueError("config: initializer_range is 0: a fresh head would never learn")
+        raise ValueError("config: initializer_range is 0, and all fresh weights would be the same")
     heads, width = config.num_attention_heads, config.hidden_size
     if width % heads:
         raise ValueError(f"config: {heads} heads do not divide a width of {width}")

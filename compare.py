@@ -42,8 +42,8 @@ def parse_arguments(argv):
         runtime.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
         commands[run] = folder, [sys.executable, FINETUNE, *flags]
     if os.path.exists(os.path.join(args.out_dir, "compare.md")) and "--overwrite" not in common:
-        raise ValueError(f"{args.out_dir} holds a comparison already: choose another --out_dir, or replace it "
-                         "by --overwrite")
+        raise ValueError(f"{args.out_dir} holds a comparison already: choose another --out_dir, or replace "
+                         "it by --overwrite")
     return args, commands
 
 

@@ -394,8 +394,9 @@ def load(folder):
                                      f"not {count * np.dtype(dtype).itemsize}")
                 arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
             splits[split] = Tokens(**arrays, bytes=int(meta[split]["bytes"]))
-    except Exception as error:  # damage raises errors of every kind
-        raise ValueError(f"{folder} is damaged ({error}); delete it and run again") from error
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{folder} is damaged ({type(error).__name__}: {error}); delete it and run again"
+                         ) from error
     return splits, tokenizer
 
 # -----------------------------------------------------------------------------

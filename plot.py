@@ -56,7 +56,7 @@ def parse_arguments(argv):
 # -----------------------------------------------------------------------------
 # Logs
 
-def read_log(run):
+def drawable_log(run):
     """The lines of a log, as dicts: the configuration, then what was measured."""
     log = runtime.read_log(*os.path.split(run)) if os.path.isfile(run) else runtime.read_log(run)
     if not log or not log[0].keys() & {"unigram_nats", "trained"}:
@@ -112,7 +112,7 @@ def title_of(run, config):
 # Curves
 
 def draw_runs(args):
-    logs = [read_log(run) for run in args.runs]
+    logs = [drawable_log(run) for run in args.runs]
     configs = [log[0] for log in logs]
     finetuned = ["trained" in config for config in configs]
     if len(set(finetuned)) > 1:

@@ -220,7 +220,7 @@ class Host:
     """
 
     def __init__(self, args):
-        self.args, self.group, self.signals, self.locked = args, None, [], None
+        self.args, self.group, self.signals, self.lock, self.began = args, None, [], None, time.time()
         self.rank, self.world, self.local_rank, processes_here = (
             int(os.environ.get(name, default)) for name, default in (
                 ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
@@ -249,20 +249,10 @@ class Host:
         return self
 
     def __exit__(self, *error):
-        if self.locked is not None:
-            os.close(self.locked)
+        if self.lock is not None:
+            os.close(self.lock)
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def lock(self, out_dir):
-        """Keep other runs out of the folder until this one ends, however it does. ValueError if one is there."""
-        os.makedirs(out_dir, exist_ok=True)
-        if fcntl:
-            self.locked = os.open(out_dir, os.O_RDONLY)
-            try:
-                fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{out_dir}: another run is under way there") from None
 
     def say(self, *words):
         if self.rank == 0:
@@ -332,8 +322,9 @@ class Host:
                 + ", compiled" * self.args.compile + f", {self.world} processes" * (self.world > 1))
 
 
-class Stop(Exception):
-    """The run ends before its time. The arguments: a message and the exit status."""
+class Stop(BaseException):
+    """The run ends before its time; no `except Exception` may keep it. The arguments: a message and the exit
+    status."""
 
 
 @contextmanager
@@ -525,9 +516,13 @@ class Log:
     def __init__(self, args, host, waits=False):
         self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
-        self.track = tracker(args) if args.report and self.writes else None
         if self.writes:
-            host.lock(args.out_dir)
+            os.makedirs(args.out_dir, exist_ok=True)
+            host.lock = lock(args.out_dir)
+            files = [Path(args.out_dir, name) for name in OUTPUTS]
+            if any(file.exists() and file.stat().st_mtime > host.began for file in files):
+                raise ValueError(f"{args.out_dir}: another run has written there since this one began")
+        self.track = tracker(args) if args.report and self.writes else None
 
     def write(self, text=None, **line):
         """The line; and the text, which has the same numbers, on the screen."""
@@ -566,9 +561,10 @@ def read_log(out_dir, name="log.jsonl"):
         for number, line in enumerate(f, 1):
             if line.endswith(b"\n"):  # else SIGKILL left half of it, or it is being written
                 try:
-                    log.append(dict(json.loads(line)))
-                    log[-1].get("step", 0) + 0  # a number
-                except (ValueError, TypeError, RecursionError):
+                    log.append(json.loads(line))
+                    if not isinstance(log[-1], dict) or not isinstance(log[-1].get("step", 0), int):
+                        raise ValueError
+                except (ValueError, RecursionError):
                     raise ValueError(f"{file}, line {number} is damaged") from None
     return log
 
@@ -589,8 +585,32 @@ def tracker(args):
     return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in line.items()]
 
 
+def lock(out_dir, shared=False):
+    """-> a file descriptor that keeps other runs of this machine out of the folder until it is closed, however
+    this process ends. ValueError while one is there. shared: only against those that are not."""
+    if fcntl is None or not os.path.isdir(out_dir):
+        return None
+    descriptor = os.open(out_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{out_dir}: another run is under way there") from None
+    except OSError:  # some file systems have no locks
+        pass
+    return descriptor
+
+
+def check_unlocked(out_dir):
+    """ValueError while a run is under way in the folder."""
+    descriptor = lock(out_dir, shared=True)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def check_out_dir(flag, out_dir, source, overwrite):
     """Errors for an out_dir that cannot be written, that holds a run, or that is what the run starts from."""
+    check_unlocked(out_dir)
     check_disk(flag, out_dir)
     if holds_run(out_dir) and not overwrite:
         resume = "go on with it by --init_from resume, " if "resume.pt" in os.listdir(out_dir) else ""
@@ -664,8 +684,6 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
         if replace:  # a process that is killed now leaves no mixture that could be taken for a run
             remove_outputs(out_dir, keep=set(names) - {"resume.pt"})
         for name in sorted(names, key=lambda name: name == "resume.pt"):  # from which a run goes on: the last
-            if name == "resume.pt" and os.path.exists(os.path.join(out_dir, name)):
-                os.replace(os.path.join(out_dir, name), os.path.join(out_dir, PREVIOUS))
             os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         raise OSError(f"{out_dir} could not be written, the disk may be full; what was saved before is kept "

@@ -20,6 +20,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 
 import runtime  # before torch: it sets how torch's threads wait
@@ -159,24 +160,33 @@ def resumed_arguments(p, argv, out_dir):
 
 
 def load_state(out_dir):
-    """The dict that save() wrote, and its file; where that is damaged, those of the save before. ValueError
-    if there is none."""
-    problems = []
-    for file in (os.path.join(out_dir, name) for name in ("resume.pt", runtime.PREVIOUS)):
-        try:
-            if bad := zipfile.ZipFile(file).testzip():  # torch.load() does not compare the checksums
-                raise ValueError(f"the checksum of {bad} is wrong")
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            if not {"args", "config", "model", "optimizers", "step"} <= set(state):
-                raise ValueError("not what this script writes")
-            if problems:
-                print(f"{problems[0]}; going on from the save before it", file=sys.stderr)
-            return state | {"file": file}
-        except FileNotFoundError:
-            problems.append(f"there is no {file}")
-        except Exception as error:  # damage raises errors of every kind
-            problems.append(f"{file} is damaged ({runtime.first_line(error)})")
-    raise ValueError(f"{out_dir} holds no run to resume: {problems[0]}")
+    """The dict that save() wrote, with its file; where that is damaged, the one of the save before."""
+    runtime.check_unlocked(out_dir)
+    newest, previous = (os.path.join(out_dir, name) for name in ("resume.pt", runtime.PREVIOUS))
+    if not os.path.exists(newest):
+        raise ValueError(f"{out_dir} holds no run to resume: there is no {newest}")
+    try:
+        return read_state(newest)
+    except ValueError as error:
+        if not os.path.exists(previous):
+            raise
+        print(f"{error}; going on from the save before it", file=sys.stderr)
+    return read_state(previous)
+
+
+def read_state(file):
+    try:
+        with zipfile.ZipFile(file) as content:  # torch.load() does not compare the checksums
+            if damaged := content.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if not {"args", "config", "model", "optimizers", "step"} <= set(state):
+            raise ValueError("not what this script writes")
+        return state | {"file": file}
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # damage raises errors of every kind
+        raise ValueError(f"{file} is damaged: {runtime.first_line(error)}") from error
 
 
 def open_tokenizer(args, state):
@@ -337,6 +347,8 @@ def restore(optimizers, state, host):
         raise ValueError("the run to resume had other optimizers than make_optimizers makes now")
     for optimizer, saved in zip(optimizers, state["optimizers"]):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
+    if len(set(host.gather([state["step"]]))) > 1:
+        raise ValueError("the processes have read different checkpoints")
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
@@ -413,6 +425,10 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
     steps lie there."""
     history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 5)
     def write(folder):
+        resume = os.path.join(args.out_dir, "resume.pt")
+        if not log.waits:
+            with suppress(OSError):  # there is none yet, or the file system has no hard links
+                os.link(resume, os.path.join(folder, runtime.PREVIOUS))
         torch.save({"args": vars(args), "config": asdict(model.config), "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step, "elapsed": elapsed, "history": history}, os.path.join(folder, "resume.pt"))

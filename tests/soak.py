@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,18 +41,21 @@ def finish(script, flags):
 
 
 def kill(process, out_dir, saving, rng):
-    """SIGKILL within the next save, or up to half a second after the next line of the log. -> whether the process
-    was still there."""
-    temporary, began = Path(out_dir) / "saving.tmp", Path(out_dir) / "log.jsonl"
-    size = began.stat().st_size if began.exists() else 0
+    """SIGKILL within the next save, or up to half a second after the next line of the log. -> whether the
+    process was still there."""
+    temporary, log = Path(out_dir) / "saving.tmp", Path(out_dir) / "log.jsonl"
+    shutil.rmtree(temporary, ignore_errors=True)  # of the one before
+    size = log.stat().st_size if log.exists() else 0
+    patience = time.time() + 120
     while process.poll() is None and not (temporary.exists() if saving else
-                                          began.exists() and began.stat().st_size > size):
+                                          log.exists() and log.stat().st_size > size):
+        assert time.time() < patience, "neither a line nor a save in two minutes"
         time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.01 if saving else 0.5))
     in_time = process.poll() is None
     process.kill()
-    process.wait()
-    process.stderr.close()
+    errors = process.communicate()[1]
+    assert in_time or process.returncode == 0, errors
     return in_time
 
 
@@ -92,7 +96,8 @@ def finetuning(folder, train, kills, rng):
                                 600, "--cache_dir", folder / "cache", "--seq_length", 32, "--max_steps", 2,
                                 "--out_dir", base, *CPU])
     flags = ["--init_from", base, "--train_file", folder / "train.csv", "--val_file", folder / "val.csv",
-             "--train", train, "--epochs", 20, "--eval_interval", 2, "--batch_size", 16, "--overwrite", *CPU]
+             "--train", train, "--epochs", 20, "--eval_interval", 2, "--batch_size", 16, "--overwrite",
+             *CPU]
     whole, killed, in_time = folder / f"{train}-whole", folder / f"{train}-killed", 0
     finish("finetune.py", [*flags, "--out_dir", whole])
     for i in range(kills):
@@ -118,7 +123,7 @@ def main():
         for run in [*RUNS, ("full",), ("lora",)]:
             began = time.time()
             in_time = (pretraining if len(run) == 2 else finetuning)(folder, *run, each, rng)
-            results.append(dict(run=" ".join(run), kills=in_time, equal=True))
+            results.append(dict(run=" ".join(run), kills=in_time))
             print(f"{' '.join(run)}: {in_time} kills, the same end; {time.time() - began:.0f} s", flush=True)
     if args.json:
         command = shlex.join(["python", "tests/soak.py", *sys.argv[1:]])

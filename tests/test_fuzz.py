@@ -1,4 +1,4 @@
-"""Damaged files of every kind: what reads them gives a result, or an error of one line. More of it: fuzz.py."""
+"""Damaged files of every kind: what reads them gives a result, or an error of one line. fuzz.py has more."""
 
 import pytest
 

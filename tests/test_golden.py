@@ -22,8 +22,8 @@ RUNS = [(model, recipe) for model in ("bert", "roberta", "albert") for recipe in
 
 
 def write_text(file):
-    """Sentences of invented words, of which each likes to follow one of two. NumPy keeps this generator's numbers
-    the same for all time."""
+    """Sentences of invented words, of which each likes to follow one of two. NumPy keeps this generator's
+    numbers the same for all time."""
     rng = np.random.RandomState(0)
     words = ["".join(rng.choice(list("bdfgklmnprst")) + rng.choice(list("aeiou")) for _ in range(n))
              for n in rng.randint(1, 4, 200)]
@@ -43,7 +43,8 @@ def losses(folder, model, recipe, *more):
     train_mlm.main(["--model", model, "--preset", f"{model}-tiny", "--recipe", recipe, "--data", str(text),
                     "--cache_dir", str(Path(folder) / "cache"), "--vocab_size", "400", "--seq_length", "64",
                     "--batch_size", "16", "--max_steps", "20", "--device", "cpu", "--dtype", "float32",
-                    "--threads", "1", "--log_interval", "1", "--eval_rows", "16", "--out_dir", str(out_dir), *more])
+                    "--threads", "1", "--log_interval", "1", "--eval_rows", "16", "--out_dir", str(out_dir),
+                    *more])
     lines = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "lr" in line and "step" in line]
 
@@ -61,7 +62,8 @@ def test_the_first_losses(model, recipe, tmp_path):
 def test_threads_and_micro_batches_change_no_loss(recipe, more, tmp_path):
     """Without dropout: micro-batches draw theirs one after the other."""
     one = losses(tmp_path, "bert", recipe, "--dropout", "0")
-    assert losses(tmp_path, "bert", recipe, "--dropout", "0", "--overwrite", *more) == pytest.approx(one, rel=1e-6)
+    other = losses(tmp_path, "bert", recipe, "--dropout", "0", "--overwrite", *more)
+    assert other == pytest.approx(one, rel=1e-6)
 
 
 if __name__ == "__main__":
@@ -69,4 +71,5 @@ if __name__ == "__main__":
     for model, recipe in RUNS:
         with tempfile.TemporaryDirectory() as folder:
             made[f"{model} {recipe}"] = losses(folder, model, recipe)
-    GOLDEN.write_text("{\n" + ",\n".join(f'"{run}": {json.dumps(values)}' for run, values in made.items()) + "\n}\n")
+    lines = [f'"{run}": {json.dumps(values)}' for run, values in made.items()]
+    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")

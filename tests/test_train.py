@@ -113,7 +113,7 @@ def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
     assert torch.load(out / "resume.pt", weights_only=True)["step"] >= 5
 
 
-@pytest.mark.parametrize("damage", ["truncated", "a flipped byte", "not there"])
+@pytest.mark.parametrize("damage", ["truncated", "a flipped byte"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, flags, tmp_path, capsys):
     """Saved at steps 3, 6, 9 and 10; from 9 on the run ends as before, and leaves a whole checkpoint."""
     train_mlm.main(flags(tmp_path / "hurt"))
@@ -121,10 +121,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, flags
     file = tmp_path / "hurt" / "resume.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    if damage == "not there":
-        file.unlink()
-    else:
-        file.write_bytes(content if damage == "a flipped byte" else content[:-1000])
+    file.unlink()  # it may be a link
+    file.write_bytes(content if damage == "a flipped byte" else content[:-1000])
     capsys.readouterr()
     resume = ["--init_from", "resume", "--out_dir", str(tmp_path / "hurt")]
     train_mlm.main(resume)
@@ -133,6 +131,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, flags
     assert "resuming" in said.out and "at step 9" in said.out
     same_run(tmp_path / "whole", tmp_path / "hurt")
     assert torch.load(tmp_path / "hurt" / runtime.PREVIOUS, weights_only=True)["step"] == 9
+
+
+def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(flags, tmp_path, capsys, monkeypatch):
+    train_mlm.main(flags(tmp_path))
+    before, load = (tmp_path / "resume.pt").read_bytes(), torch.load
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return load(*arguments, **options)
+    monkeypatch.setattr(torch, "load", interrupted)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path)])
+    assert exit.value.code == 130 and capsys.readouterr().err == "train_mlm.py: interrupted\n"
+    assert (tmp_path / "resume.pt").read_bytes() == before
 
 
 def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, capsys):
@@ -150,6 +162,17 @@ def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, capsys):
         first.kill()
         first.wait()
     train_mlm.main([*flags(tmp_path), "--overwrite"])  # what was killed holds nothing
+
+
+def test_a_run_that_ended_while_this_one_prepared_is_not_overwritten(flags, tmp_path, capsys, monkeypatch):
+    """Both began in an empty folder."""
+    prepare = train_mlm.validation_batches
+    def slow(*arguments):
+        tmp_path.joinpath("log.jsonl").write_text("of the other\n")
+        return prepare(*arguments)
+    monkeypatch.setattr(train_mlm, "validation_batches", slow)
+    assert "another run has written there since this one began" in refused(flags(tmp_path), capsys)
+    assert tmp_path.joinpath("log.jsonl").read_text() == "of the other\n"
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"step": "3"}', "{" * 100_000])

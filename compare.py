@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 
+import rundir
 import runtime
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -39,7 +40,7 @@ def parse_arguments(argv):
     for run in args.runs:
         folder = os.path.join(args.out_dir, run.replace("--", "").replace(" ", "-").replace("/", "-"))
         flags = [*common, "--train", *run.split(), "--out_dir", folder]
-        runtime.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
+        rundir.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
         commands[run] = folder, [sys.executable, FINETUNE, *flags]
     if os.path.exists(os.path.join(args.out_dir, "compare.md")) and "--overwrite" not in common:
         raise ValueError(f"{args.out_dir} holds a comparison already: choose another --out_dir, or replace "
@@ -55,7 +56,7 @@ def compare(args, commands):
     for run, (folder, command) in commands.items():
         print(f"\n{' '.join(command[1:])}", flush=True)
         run_and_wait(run, command)
-        logs[run] = runtime.read_log(folder)[-1]
+        logs[run] = rundir.read_log(folder)[-1]
     metric = next(iter(logs.values()))["metric"]
     table = [[column.format(metric=metric) for column in COLUMNS]]
     for run, log in logs.items():

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import card
 import data
 import files
 import lora
+import rundir
 import tasks
 import tokenizer as tokenizers
 
@@ -110,10 +110,10 @@ def parse_arguments(argv):
         args.preset = args.preset or model_file(args).DEFAULT_PRESET["cpu"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
     args.command = runtime.command("finetune.py", argv)
-    runtime.check_sources(args.out_dir, **{name: [getattr(args, name)] for name in (
+    rundir.check_sources(args.out_dir, **{name: [getattr(args, name)] for name in (
         "train_file", "val_file", "test_file") if getattr(args, name)})
     if not args.dry_run:
-        runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
+        rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args
 
 
@@ -427,10 +427,10 @@ def finetune(args, host):
     n_all = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # the last weights stay until the next ones are there
-    runtime.check_disk("out_dir", args.out_dir, 8 * (n_trained if args.train == "lora" else n_all))
+    rundir.check_disk("out_dir", args.out_dir, 8 * (n_trained if args.train == "lora" else n_all))
     describe(args, host, task_data, rows, n_all, n_trained)
 
-    log = runtime.Log(args, host, waits=True)
+    log = rundir.Log(args, host, waits=True)
     log.write(**vars(args), classes=task_data.classes, parameters=n_all, trained=n_trained,
               processes=host.world, machine=runtime.machine(host.device), torch=torch.__version__,
               rows={name: len(part) for name, part in rows.items()})
@@ -487,7 +487,7 @@ def summarize(args, host, log, results, val_rows, classes, n_all, n_trained):
               ms_per_step=float(np.mean([result["ms_per_step"] for result in results])),
               peak_memory_mb=peak, training_mb=training_mb, disk_mb=size)
     if log.writes:
-        card.write(args.out_dir)
+        rundir.write_card(args.out_dir)
     spread = f" ± {deviation:.4f} over {len(values)} seeds" * (len(values) > 1)
     at_step = f", at step {winner['step']:,}"
     host.say(f"\nbest validation {metric} {values.mean():.4f}{spread or at_step}")

@@ -20,6 +20,7 @@ import runtime  # before torch: it sets how torch's threads wait
 import numpy as np
 
 import inference
+import rundir
 
 SUFFIXES = (".png", ".svg", ".pdf")
 STYLE = {"font.size": 10, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
@@ -58,7 +59,7 @@ def parse_arguments(argv):
 
 def drawable_log(run):
     """The lines of a log, as dicts: the configuration, then what was measured."""
-    log = runtime.read_log(*os.path.split(run)) if os.path.isfile(run) else runtime.read_log(run)
+    log = rundir.read_log(*os.path.split(run)) if os.path.isfile(run) else rundir.read_log(run)
     if not log or not log[0].keys() & {"unigram_nats", "trained"}:
         raise ValueError(f"{run} holds no log of train_mlm.py or finetune.py")
     drawn = "tokens" if "unigram_nats" in log[0] else f"val_{log[0]['metric']}"

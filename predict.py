@@ -29,6 +29,7 @@ import numpy as np
 import files
 import inference
 import lora
+import rundir
 import tasks
 
 # flags that do not go with everything, and what they go with
@@ -85,7 +86,7 @@ def parse_arguments(argv):
     if args.embed:
         check_npy(args.embed, args.overwrite)
     if args.merge:
-        runtime.check_out_dir("merge", args.merge, args.checkpoint, args.overwrite)
+        rundir.check_out_dir("merge", args.merge, args.checkpoint, args.overwrite)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this runs in one process; leave torchrun out")
     return args
@@ -207,7 +208,7 @@ def check_npy(path, overwrite):
         raise FileNotFoundError(f"--embed {path}: there is no folder {folder}")
     if os.path.exists(path) and not (overwrite and os.path.isfile(path)):
         raise ValueError(f"{path} is there already: choose another --embed, or replace it by --overwrite")
-    runtime.check_disk("embed", folder)
+    rundir.check_disk("embed", folder)
 
 
 def embed_texts(args, host):
@@ -220,7 +221,7 @@ def embed_texts(args, host):
                                        args.pooling or inference.pooling_of(args.checkpoint),
                                        args.normalize, args.batch_size)
     folder, name = os.path.split(args.embed)
-    runtime.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors),
+    rundir.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors),
                        temporary=name + ".tmp")
     say_cut(cut, len(texts), args)
     print(f"{args.embed}: {vectors.shape[0]:,} texts, {vectors.shape[1]} numbers each")
@@ -309,7 +310,7 @@ def merge(args, model, tokenizer):
     def write(folder):
         lora.merge(model).save_pretrained(folder)
         tokenizer.save(folder)
-    runtime.save_files(args.merge, write, replace=True)
+    rundir.save_files(args.merge, write, replace=True)
     print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
           f"next: python predict.py --checkpoint {args.merge} \"...\"")
 

@@ -1,5 +1,5 @@
 """
-What the scripts need of the machine: flags, processes, precision, signals, the log and the disk.
+What the scripts need of the machine: flags, processes, precision, signals.
 
 Each script's main() reads
 
@@ -12,28 +12,19 @@ Each script's main() reads
 import argparse
 import ctypes
 import importlib
-import json
 import math
 import os
 import platform
 import re
 import shlex
-import shutil
 import signal
 import sys
-import tempfile
 import time
 import timeit
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # on Windows nothing keeps two runs apart
-    fcntl = None
 
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
 # that it waits for is taken: a step of 36 ms takes 124 to 131. If they sleep after 2,000 turns it takes 85 to
@@ -497,199 +488,6 @@ def mean_of_steps(history, step, kept, host):
         bad = step - len(history) + 1 + values.isfinite().all(1).tolist().index(False)
         raise Stop(f"the loss or its gradient is not finite at step {bad}; {kept}; try a lower --lr", 2)
     return values.mean(0).tolist()
-
-# -----------------------------------------------------------------------------
-# The log and the disk
-
-PREVIOUS = "resume-previous.pt"  # what resume.pt was at the save before, should that be damaged
-# what a run may write into out_dir
-OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
-           "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
-           "resume.pt", PREVIOUS, "log.jsonl", "README.md")
-CARD = "by flatbert"  # in a README.md that card.py wrote
-
-
-class Log:
-    """log.jsonl, an object a line. While it waits, lines are kept in memory and the disk is untouched: an
-    older run stays whole until this one has something to put in its place."""
-
-    def __init__(self, args, host, waits=False):
-        self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
-        self.writes, self.lines = host.rank == 0 and not args.dry_run, []
-        if self.writes:
-            os.makedirs(args.out_dir, exist_ok=True)
-            host.lock = lock(args.out_dir)
-            files = [Path(args.out_dir, name) for name in OUTPUTS]
-            if any(file.exists() and file.stat().st_mtime > host.began for file in files):
-                raise ValueError(f"{args.out_dir}: another run has written there since this one began")
-        self.track = tracker(args) if args.report and self.writes else None
-
-    def write(self, text=None, **line):
-        """The line; and the text, which has the same numbers, on the screen."""
-        if text:
-            self.host.say(text)
-        self.lines.append(json.dumps(line) + "\n")
-        if self.track and "step" in line:
-            seed = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
-            self.track({seed * (name != "step") + name: value for name, value in line.items()
-                        if isinstance(value, (int, float))})
-        if self.writes and not self.waits:
-            self.append(self.file)
-
-    def append(self, file):
-        with open(file, "a", encoding="utf-8") as f:
-            f.writelines(self.lines)
-        self.lines = []
-
-    def checkpoint(self, write):
-        """Into out_dir what write(folder) writes; the first time in place of what an older run has left."""
-        def write_all(folder):
-            write(folder)
-            if self.waits:
-                self.append(os.path.join(folder, "log.jsonl"))
-        save_files(os.path.dirname(self.file), write_all, replace=self.waits)
-        self.waits = False
-
-
-def read_log(out_dir, name="log.jsonl"):
-    """The lines of a log, as dicts; not a last one that is half written. FileNotFoundError, or ValueError for
-    a damaged one."""
-    file, log = os.path.join(out_dir, name), []
-    if not os.path.exists(file):
-        raise FileNotFoundError(f"{out_dir} holds no run: there is no {file}")
-    with open(file, "rb") as f:
-        for number, line in enumerate(f, 1):
-            if line.endswith(b"\n"):  # else SIGKILL left half of it, or it is being written
-                try:
-                    log.append(json.loads(line))
-                    if not isinstance(log[-1], dict) or not isinstance(log[-1].get("step", 0), int):
-                        raise ValueError
-                except (ValueError, RecursionError):
-                    raise ValueError(f"{file}, line {number} is damaged") from None
-    return log
-
-
-def tracker(args):
-    """--report -> a function that takes the numbers of a line of the log, a dict with the step."""
-    try:
-        if args.report == "wandb":
-            import wandb
-            run = wandb.init(project="flatbert", config=vars(args))
-            run.define_metric("*", step_metric="step")
-            return run.log
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(f"--report {args.report}: pip install {args.report}") from error
-    folder = os.path.join(args.out_dir, "tensorboard", time.strftime("%Y-%m-%d-%H-%M-%S"))  # one for each run
-    writer = SummaryWriter(folder, flush_secs=10)
-    return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in line.items()]
-
-
-def lock(out_dir, shared=False):
-    """-> a file descriptor that keeps other runs of this machine out of the folder until it is closed, however
-    this process ends. ValueError while one is there. shared: only against those that are not."""
-    if fcntl is None or not os.path.isdir(out_dir):
-        return None
-    descriptor = os.open(out_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"{out_dir}: another run is under way there") from None
-    except OSError:  # some file systems have no locks
-        pass
-    return descriptor
-
-
-def check_unlocked(out_dir):
-    """ValueError while a run is under way in the folder."""
-    descriptor = lock(out_dir, shared=True)
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def check_out_dir(flag, out_dir, source, overwrite):
-    """Errors for an out_dir that cannot be written, that holds a run, or that is what the run starts from."""
-    check_unlocked(out_dir)
-    check_disk(flag, out_dir)
-    if holds_run(out_dir) and not overwrite:
-        resume = "go on with it by --init_from resume, " if "resume.pt" in os.listdir(out_dir) else ""
-        raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
-                         "--overwrite")
-    if source != "scratch" and os.path.realpath(out_dir) == os.path.realpath(source):
-        raise ValueError(f"--{flag} {out_dir} is where this starts from, and would be lost: choose another")
-
-
-def holds_run(out_dir):
-    return os.path.isdir(out_dir) and not (set(OUTPUTS) - {"README.md"}).isdisjoint(os.listdir(out_dir))
-
-
-def check_sources(out_dir, **flags):
-    """flags: the paths that each of them has. ValueError for data that a run would overwrite, and for a
-    folder of data that holds its log."""
-    out_dir = Path(out_dir).resolve()
-    for flag, names in flags.items():
-        for path in (Path(name).resolve() for name in names or ()):
-            if path.is_dir() and out_dir.is_relative_to(path):
-                raise ValueError(f"--{flag} {path} holds --out_dir {out_dir}, and its log would be read as "
-                                 "text: choose another --out_dir")
-            if path.parent == out_dir and path.name in OUTPUTS:
-                raise ValueError(f"--{flag} {path} is in --out_dir, and would be lost: choose another")
-
-
-def remove_outputs(out_dir, keep=()):
-    """Remove what an older run has left in out_dir; not a README.md that somebody wrote."""
-    for name in set(OUTPUTS) - set(keep):
-        if name != "README.md" or is_own_card(out_dir):
-            Path(out_dir, name).unlink(missing_ok=True)
-
-
-def is_own_card(out_dir):
-    file = Path(out_dir, "README.md")
-    return file.exists() and CARD in file.read_text(encoding="utf-8", errors="replace")
-
-
-def check_disk(flag, folder, needed=0):
-    """OSError that names the flag if the folder takes no files, or if the disk has no room for that many
-    bytes, what is in the folder now included."""
-    place = os.path.abspath(folder)
-    while not os.path.exists(place):  # it is made later
-        place = os.path.dirname(place)
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise OSError(f"--{flag} {folder} cannot be written: {error.strerror}") from error
-    free = shutil.disk_usage(place).free
-    if os.path.isdir(folder):
-        free += sum(entry.stat().st_size for entry in os.scandir(folder))
-    if needed > free:
-        raise OSError(f"--{flag} {folder}: checkpoints need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB "
-                      "are free")
-
-
-def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
-    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole.
-    replace: in place of an older run, whose other files go. OSError, with out_dir as it was, where the disk
-    is full."""
-    folder = os.path.join(out_dir, temporary)
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-    try:
-        os.makedirs(folder)
-        write(folder)
-        names = os.listdir(folder)
-        for name in names:
-            with open(os.path.join(folder, name), "rb") as f:
-                os.fsync(f.fileno())
-        if replace:  # a process that is killed now leaves no mixture that could be taken for a run
-            remove_outputs(out_dir, keep=set(names) - {"resume.pt"})
-        for name in sorted(names, key=lambda name: name == "resume.pt"):  # from which a run goes on: the last
-            os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise OSError(f"{out_dir} could not be written, the disk may be full; what was saved before is kept "
-                      f"({first_line(error)})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clock(seconds):

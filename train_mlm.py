@@ -28,8 +28,8 @@ import runtime  # before torch: it sets how torch's threads wait
 import numpy as np
 import torch
 
-import card
 import data
+import rundir
 import tokenizer as tokenizers
 from muon import Muon
 
@@ -134,10 +134,10 @@ def parse_arguments(argv):
     args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
     args.out_dir = args.out_dir or f"out/{args.model}"
     args.command = state["args"]["command"] if state else runtime.command("train_mlm.py", argv)
-    runtime.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
-    runtime.check_disk("cache_dir", args.cache_dir)
+    rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
+    rundir.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
-        runtime.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
+        rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args, state
 
 
@@ -161,8 +161,8 @@ def resumed_arguments(p, argv, out_dir):
 
 def load_state(out_dir):
     """The dict that save() wrote, with its file; where that is damaged, the one of the save before."""
-    runtime.check_unlocked(out_dir)
-    newest, previous = (os.path.join(out_dir, name) for name in ("resume.pt", runtime.PREVIOUS))
+    rundir.check_unlocked(out_dir)
+    newest, previous = (os.path.join(out_dir, name) for name in ("resume.pt", rundir.PREVIOUS))
     if not os.path.exists(newest):
         raise ValueError(f"{out_dir} holds no run to resume: there is no {newest}")
     try:
@@ -240,7 +240,7 @@ def open_model(args, splits, tokenizer, state):
                          f"{model.config.longest_row} positions")
     # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors;
     # the last ones stay until the next are there, and resume.pt one save longer.
-    runtime.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
+    rundir.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
     if args.lr is None:
         args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
     if args.init_from == "scratch" and not state:
@@ -406,17 +406,17 @@ def evaluate(model, batches, host):
 # What a run leaves and says
 
 def open_log(args, state, host):
-    """-> runtime.Log. A run to resume goes on with its own, without what came after the step it saved."""
-    log = runtime.Log(args, host, waits=not state and runtime.holds_run(args.out_dir))
+    """-> rundir.Log. A run to resume goes on with its own, without what came after the step it saved."""
+    log = rundir.Log(args, host, waits=not state and rundir.holds_run(args.out_dir))
     if log.writes and state:
-        lines = runtime.read_log(args.out_dir)
+        lines = rundir.read_log(args.out_dir)
         os.replace(state["file"], os.path.join(args.out_dir, "resume.pt"))  # if that was damaged
         def write(folder):
             with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines
                              if line.get("step", 0) <= state["step"] and "final" not in line)
         log.checkpoint(write)
-        runtime.remove_outputs(args.out_dir, keep=set(runtime.OUTPUTS) - {"README.md"})  # with old figures
+        rundir.remove_outputs(args.out_dir, keep=set(rundir.OUTPUTS) - {"README.md"})  # with old figures
     return log
 
 
@@ -428,7 +428,7 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
         resume = os.path.join(args.out_dir, "resume.pt")
         if not log.waits:
             with suppress(OSError):  # there is none yet, or the file system has no hard links
-                os.link(resume, os.path.join(folder, runtime.PREVIOUS))
+                os.link(resume, os.path.join(folder, rundir.PREVIOUS))
         torch.save({"args": vars(args), "config": asdict(model.config), "model": model.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step, "elapsed": elapsed, "history": history}, os.path.join(folder, "resume.pt"))
@@ -502,7 +502,7 @@ class Report:
                        f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
                        f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)
         if self.log.writes:
-            card.write(self.args.out_dir)
+            rundir.write_card(self.args.out_dir)
 
 
 @torch.no_grad()

@@ -171,9 +171,11 @@ def speed():
         side = {result["side"]: result for result in report["results"] if result["case"] == case}
         rows.append([case, f"{side['ours']['ms']:.0f} ms", f"{100 * side['ours']['share']:.0f} %",
                      *(f"{side[name]['ms']:,.0f} ms, {side[name]['times_ours']:.2f}×"
-                       for name in ("default", "best"))])
+                       for name in ("default", "best")),
+                     "{:,.0f} ms, {:.2f}×".format(plain := side["ours"]["tried_ms"]["float32 eager"],
+                                                  plain / side["ours"]["ms"])])
     return table(["case", "flatbert", "of the machine's matrix rate", "`transformers`, as it comes",
-                  "`transformers`, its best"], rows)
+                  "`transformers`, its best", "float32, attention by hand"], rows)
 
 
 def finetuning_speed():

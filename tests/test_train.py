@@ -25,11 +25,12 @@ import data
 import inference
 import predict
 import roberta
+import rundir
 import runtime
 import tokenizer as tokenizers
+import soak
 import train_mlm
 from conftest import read_log, same_run
-import soak
 
 ROOT = Path(train_mlm.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -130,7 +131,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(damage, flags
     assert str(file) in said.err and "going on from the save before it" in said.err
     assert "resuming" in said.out and "at step 9" in said.out
     same_run(tmp_path / "whole", tmp_path / "hurt")
-    assert torch.load(tmp_path / "hurt" / runtime.PREVIOUS, weights_only=True)["step"] == 9
+    assert torch.load(tmp_path / "hurt" / rundir.PREVIOUS, weights_only=True)["step"] == 9
 
 
 def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(flags, tmp_path, capsys, monkeypatch):
@@ -695,7 +696,7 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     more = ["--init_from", tmp_path / "a"]
     assert "the tokenizer has 700 ids, the model 600" in refused(flags(out, "roberta", *more), capsys)
     torch.save({"model": {}}, tmp_path / "a" / "resume.pt")
-    (tmp_path / "a" / runtime.PREVIOUS).unlink(missing_ok=True)
+    (tmp_path / "a" / rundir.PREVIOUS).unlink(missing_ok=True)
     assert "not what this script writes" in refused(
         ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint, and the numbers that go to a tracker."""
+"""What a run leaves: the model card, and the numbers that go to a tracker."""
 
 import sys
 from types import SimpleNamespace

@@ -40,13 +40,13 @@ class Log:
     def __init__(self, args, host, waits=False):
         self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
+        self.track = tracker(args) if args.report and self.writes else None
         if self.writes:
             os.makedirs(args.out_dir, exist_ok=True)
             host.lock = lock(args.out_dir)
             files = [Path(args.out_dir, name) for name in OUTPUTS]
             if any(file.exists() and file.stat().st_mtime > host.began for file in files):
                 raise ValueError(f"{args.out_dir}: another run has written there since this one began")
-        self.track = tracker(args) if args.report and self.writes else None
 
     def write(self, text=None, **line):
         """The line; and the text, which has the same numbers, on the screen."""

@@ -104,6 +104,8 @@ def tracker(args):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(f"--report {args.report}: pip install {args.report}") from error
+    except Exception as error:  # wandb's own: no key, no network
+        raise ValueError(f"--report {args.report}: {runtime.first_line(error)}") from error
     folder = os.path.join(args.out_dir, "tensorboard", time.strftime("%Y-%m-%d-%H-%M-%S"))  # one for each run
     writer = SummaryWriter(folder, flush_secs=10)
     return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in line.items()]

@@ -96,3 +96,14 @@ def test_a_tracker_that_is_not_installed(name, module, flags, tmp_path, monkeypa
     assert exit.value.code == 2
     assert capsys.readouterr().err == f"train_mlm.py: --report {name}: pip install {name}\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_without_a_key(flags, tmp_path, monkeypatch, capsys):
+    def init(**options):
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.\nMore lines.")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(SystemExit) as exit:
+        train_mlm.main(flags(tmp_path / "out", "roberta", "--report", "wandb"))
+    assert exit.value.code == 2 and not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ("train_mlm.py: --report wandb: No API key configured. Use `wandb login` "
+                                       "to log in.\n")

@@ -23,7 +23,6 @@ import time
 import timeit
 import warnings
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from datetime import timedelta
 
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
@@ -185,9 +184,6 @@ def build_model(module, head, args, tokenizer, **options):
     """A model of the class named head: --preset from scratch, or the checkpoint --init_from. options: fields
     of its Config. What would fail only later is found here: ids beyond the vocabulary, a parameter that has
     no name in a checkpoint."""
-    if args.dropout is not None:
-        options |= {field.name: args.dropout for field in fields(module.Config)
-                    if field.name.endswith("dropout_prob")}
     if args.init_from != "scratch":
         model = getattr(module, head).from_pretrained(args.init_from, **options)
     elif args.preset not in module.PRESETS:
@@ -198,7 +194,17 @@ def build_model(module, head, args, tokenizer, **options):
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
     model.hf_keys()
-    return model.train()
+    return set_dropout(model.train(), args.dropout)
+
+
+def set_dropout(model, p):
+    """For this run, unless p is None: the checkpoint keeps its own, for what is trained from it later."""
+    for module in model.modules() if p is not None else ():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+        elif isinstance(getattr(module, "dropout", None), (int, float)):  # of attention
+            module.dropout = p
+    return model
 
 # -----------------------------------------------------------------------------
 # Processes

@@ -66,7 +66,8 @@ def parser():
     add("--positions", type=runtime.number(int, lambda n: 0 < n <= 10**6, "between 1 and 1,000,000"),
         help="tokens of the longest row that the model takes; default: --seq_length, as a position beyond is "
         "not trained")
-    add("--dropout", type=runtime.probability, help="default: by the recipe; of paper, the preset's")
+    add("--dropout", type=runtime.probability,
+        help="of this run; the checkpoint keeps the preset's, which is also the default of --recipe paper")
     add = p.add_argument_group("recipe").add_argument
     paper = ", ".join(f"--{name} {value}" for name, value in RECIPES["paper"].items() if value is not None)
     add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
@@ -226,7 +227,7 @@ def open_model(args, splits, tokenizer, state):
     torch.manual_seed(args.seed)
     module = importlib.import_module(args.model)
     if state:
-        model = module.ForPreTraining(module.Config(**state["config"]))
+        model = runtime.set_dropout(module.ForPreTraining(module.Config(**state["config"])), args.dropout)
         model.load_state_dict(state["model"])
     else:
         options = {"num_hidden_layers": args.layers} if args.layers else {}

@@ -166,9 +166,10 @@ def lora_table():
 
 def speed():
     """Pretraining steps beside transformers'."""
-    rows, report = [], read("bench_pretraining.json")
-    for case in dict.fromkeys(result["case"] for result in report["results"]):
-        side = {result["side"]: result for result in report["results"] if result["case"] == case}
+    results = read("bench_pretraining.json")["results"] + read("bench_albert.json")["results"]
+    rows = []
+    for case in dict.fromkeys(result["case"] for result in results):
+        side = {result["side"]: result for result in results if result["case"] == case}
         rows.append([case, f"{side['ours']['ms']:.0f} ms", f"{100 * side['ours']['share']:.0f} %",
                      *(f"{side[name]['ms']:,.0f} ms, {side[name]['times_ours']:.2f}×"
                        for name in ("default", "best")),
@@ -256,9 +257,9 @@ Metrics × 100.
 
 ## Speed
 
-A pretraining step (forward, backward, clipping, optimizer) of the same weights and batch, dropout 0.1 on
+A pretraining step (forward, backward, clipping, optimizer) of the same weights and batch, equal dropout on
 both sides, medians. `transformers` as it comes computes in float32; its best is the fastest of float32 and
-bfloat16, SDPA and eager. {command("bench_pretraining.json")}
+bfloat16, SDPA and eager. {command("bench_pretraining.json")}, {command("bench_albert.json")}
 
 {speed()}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import concurrent.futures
+import importlib
 import json
 import math
 import os
@@ -284,6 +285,27 @@ def test_the_recipes_are_what_they_say(flags, tmp_path):
     assert logs["mixed"] | fast | own | {"optimizer": "adamw", "decay": 0.25} == logs["mixed"]
     for name in ("paper", "more"):
         assert logs[name] | paper | own == logs[name] and logs[name]["recipe"] == "paper"
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "albert"])
+def test_dropout_is_of_the_run_and_not_of_its_checkpoint(model, flags, tmp_path, monkeypatch):
+    """What is fine-tuned from a run without dropout has the preset's."""
+    seen, backward = [], torch.Tensor.backward
+    def look(loss, *arguments):
+        backward(loss, *arguments)
+        seen.append({node.p for node in built[-1].modules() if isinstance(node, torch.nn.Dropout)}
+                    | {node.dropout for node in built[-1].modules() if hasattr(node, "num_heads")})
+    built, make = [], train_mlm.make_optimizers
+    monkeypatch.setattr(train_mlm, "make_optimizers", lambda model, args: built.append(model)
+                        or make(model, args))
+    monkeypatch.setattr(torch.Tensor, "backward", look)
+    train_mlm.main(flags(tmp_path, model, "--max_steps", 2, "--dropout", 0.3))
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "4"])
+    assert len(built) == 2 and seen == [{0.3}] * 4
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    own = importlib.import_module(model).Config()
+    assert config.hidden_dropout_prob == own.hidden_dropout_prob
+    assert config.attention_probs_dropout_prob == own.attention_probs_dropout_prob
 
 
 def test_a_fast_run_starts_at_the_unigram_line(flags, tmp_path):

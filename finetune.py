@@ -47,7 +47,8 @@ def parser():
     add("--tokenizer", help="with --init_from scratch: a kind to train on the task's texts, or a directory; "
         "default: the kind that the model was published with")
     add("--vocab_size", type=runtime.positive_int, default=8192, help="of a tokenizer trained here")
-    add("--dropout", type=runtime.probability, help="of this run; default: the checkpoint's, with --train lora 0")
+    add("--dropout", type=runtime.probability,
+        help="of this run; default: the checkpoint's, with --train lora 0")
     add = p.add_argument_group("data").add_argument
     add("--task", choices=tasks.TASKS, help="default: pydoc, or what the files hold")
     add("--train_file", help=", ".join(files.TABLES))

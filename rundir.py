@@ -112,8 +112,8 @@ def tracker(args):
 
 
 def lock(out_dir, shared=False):
-    """-> a file descriptor that keeps other runs of this machine out of the folder until it is closed, however
-    this process ends. ValueError while one is there. shared: only against those that are not."""
+    """-> a file descriptor that keeps other runs of this machine out of the folder until it is closed,
+    however this process ends. ValueError while one is there. shared: only against those that are not."""
     if fcntl is None or not os.path.isdir(out_dir):
         return None
     descriptor = os.open(out_dir, os.O_RDONLY)

@@ -83,8 +83,8 @@ def pretraining(folder, model, recipe, kills, rng, steps=STEPS):
 
 
 def finetuning(folder, train, kills, rng):
-    """-> kills that were in time. ValueError where one left what cannot be opened, AssertionError where the run
-    after them ends elsewhere."""
+    """-> kills that were in time. ValueError where one left what cannot be opened, AssertionError where the
+    run after them ends elsewhere."""
     folder = Path(folder)
     base = folder / "base"
     if not base.exists():

@@ -105,5 +105,5 @@ def test_a_tracker_without_a_key(flags, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         train_mlm.main(flags(tmp_path / "out", "roberta", "--report", "wandb"))
     assert exit.value.code == 2 and not (tmp_path / "out").exists()
-    assert capsys.readouterr().err == ("train_mlm.py: --report wandb: No API key configured. Use `wandb login` "
-                                       "to log in.\n")
+    assert capsys.readouterr().err == (
+        "train_mlm.py: --report wandb: No API key configured. Use `wandb login` to log in.\n")

@@ -105,7 +105,7 @@ def parse_arguments(argv):
     args.lora_targets = runtime.split_commas(args.lora_targets)
     if not args.task and not (args.train_file or args.val_file or args.test_file):
         args.task = "pydoc"
-    if not args.train_file and (args.val_file or args.test_file) and (args.val_file or not args.task):
+    if not args.train_file and (args.val_file or args.test_file and not args.task):
         raise ValueError("there is no --train_file; predict.py --evaluate evaluates without training")
     if args.init_from == "scratch":
         args.preset = args.preset or model_file(args).DEFAULT_PRESET["cpu"]
@@ -228,7 +228,7 @@ def choose_trained(model, args):
 
 def default_lr(args, task, config, n_rows):
     """The table's rates are for all parameters of a model 768 wide; narrower ones take higher rates, and so
-    do few or fresh parameters. LoRA takes twice its rate in less than 1,000 steps."""
+    do few or fresh parameters. LoRA runs of less than 1,000 steps take twice that."""
     lr = task.lr * 768 / config.hidden_size * MODES[args.train]
     steps = args.max_steps or (args.epochs or math.inf) * n_rows / args.batch_size
     return 2 * lr if args.train == "lora" and steps < 1000 else lr

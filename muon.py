@@ -1,7 +1,7 @@
 """
 Muon in one file: momentum, with every update of a matrix made orthogonal.
 
-    matrices = [p for p in model.parameters() if p.dim() == 2]         # hidden ones; no embeddings, no heads
+    matrices = [m.weight for m in model.encoder.modules() if isinstance(m, torch.nn.Linear)]
     optimizers = [Muon(matrices, lr=2e-3), torch.optim.AdamW(others, lr=2e-3)]
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's

@@ -159,6 +159,8 @@ def finite(cell):
     """What JSON has no number for becomes null."""
     if isinstance(cell, list):
         return list(map(finite, cell))
+    if isinstance(cell, dict):
+        return {name: finite(value) for name, value in cell.items()}
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
@@ -279,13 +281,11 @@ def prediction(kind, classes, text, output, threshold):
 def evaluate(args, model, tokenizer, kind, host):
     """Metrics on a file, or on the validation rows of a task."""
     classes = [] if kind == "regression" else list(model.config.id2label.values())
-    if args.evaluate in tasks.TASKS:
-        args.task, name = args.evaluate, "val"
-        examples = tasks.read_task(args.task)["val"]
+    name = args.evaluate
+    if name in tasks.TASKS:
+        args.task, examples = name, tasks.read_task(name)["val"]
     else:
-        name = args.evaluate
-        examples = tasks.read_file(args.evaluate, args.header, args.text_columns, args.label_column,
-                                   kind=kind)
+        examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, kind=kind)
     labels = tasks.TASKS[args.task].labels if args.task else ()
     if len(labels) == len(classes) and all(label.startswith("LABEL_") for label in classes):
         classes = list(labels)  # a checkpoint that does not name its classes

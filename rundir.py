@@ -25,7 +25,7 @@ except ImportError:  # on Windows nothing keeps two runs apart
 import runtime
 import tokenizer as tokenizers
 
-PREVIOUS = "resume-previous.pt"  # what resume.pt was at the save before, should that be damaged
+PREVIOUS = "resume-previous.pt"  # the resume.pt of the save before, should the newest be damaged
 # what a run may write into its out_dir
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
            "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
@@ -163,9 +163,9 @@ def check_sources(out_dir, **flags):
                 raise ValueError(f"--{flag} {path} is in --out_dir, and would be lost: choose another")
 
 
-def remove_outputs(out_dir, keep=()):
-    """Remove what an older run has left in out_dir; not a README.md that somebody wrote."""
-    for name in set(OUTPUTS) - set(keep):
+def remove_outputs(out_dir, names):
+    """Remove those of OUTPUTS that an older run has left in out_dir; not a README.md that somebody wrote."""
+    for name in names:
         if name != "README.md" or is_own_card(out_dir):
             Path(out_dir, name).unlink(missing_ok=True)
 
@@ -208,7 +208,7 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
             with open(os.path.join(folder, name), "rb") as f:
                 os.fsync(f.fileno())
         if replace:  # a process that is killed now leaves no mixture that could be taken for a run
-            remove_outputs(out_dir, keep=set(names) - {"resume.pt"})
+            remove_outputs(out_dir, set(OUTPUTS) - set(names) | {"resume.pt"})
         for name in sorted(names, key=lambda name: name == "resume.pt"):  # from which a run goes on: the last
             os.replace(os.path.join(folder, name), os.path.join(out_dir, name))
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
@@ -220,15 +220,12 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
 # -----------------------------------------------------------------------------
 # The model card
 
-PIPELINES = {"tokens": "token-classification"}  # other kinds are text-classification
-
-
 def model_card(out_dir):
     """The text of it. out_dir holds a run that has ended."""
     lines = read_log(out_dir)
     run, final = dict(lines[0]), lines[-1]
     for line in lines:
-        run |= line if "resumed_at" in line else {}  # flags may have changed
+        run |= line if "resumed_at" in line else {}  # some flags may have changed
     model_type = runtime.read_config(out_dir)[0]["model_type"]
     start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
     pretraining = "unigram_nats" in run
@@ -281,7 +278,7 @@ def finetuned(run, final, tokenizer):
     if "test" in best:
         facts["test"] = ", ".join(f"{name} {value:.4f}" for name, value in best["test"].items())
     return {"library_name": "peft" if run["train"] == "lora" else "transformers",
-            "pipeline_tag": PIPELINES.get(run["kind"], "text-classification")}, facts
+            "pipeline_tag": f"{'token' if run['kind'] == 'tokens' else 'text'}-classification"}, facts
 
 
 def write_card(out_dir):

@@ -85,11 +85,11 @@ def add_training_flags(p, beta2, eps):
     add = group.add_mutually_exclusive_group().add_argument
     add("--max_steps", type=positive_int, help="length of the run, in optimizer steps")
     add("--epochs", type=positive, help="or in passes over the data")
-    add("--max_minutes", type=positive, help="or in minutes of training, with the schedule fitted to them; "
-        "default: 4 of pretraining, on CUDA 10; a task's epochs")
+    add("--max_minutes", type=positive, help="or in minutes, evaluation included, with the schedule fitted "
+        "to them; default: 4 of pretraining, on CUDA 10; a task's epochs")
     add = group.add_argument
-    add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 32, "
-        "of pretraining on CUDA 256")
+    add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 64 "
+        "of pretraining, on CUDA 256; 32 of fine-tuning")
     add("--accumulation", type=positive_int, default=1, help="micro-batches a process makes of its share")
     add("--lr", type=positive, help="peak learning rate; default: by the model's size, and the task")
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
@@ -233,12 +233,12 @@ class Host:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             # for what the CPUs agree on; reading a corpus may take long, and the others wait for it
             self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes_here))
+        torch.set_num_threads(args.threads or max(1, cores() // processes_here))
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
         if self.device.type == "cpu":
             keep_memory()
             draw_fast()
-        # a measurement, and all processes must take the same
+        # of machines that differ all take the same
         args.dtype = args.dtype or self.once_per_machine(lambda: pick_dtype(self.device))
 
     def __enter__(self):
@@ -338,8 +338,8 @@ def one_line_errors(script):
     except Stop as stop:
         message, status = stop.args
     except torch.OutOfMemoryError as error:
-        message, status, silent = (f"the GPU's memory is full; raise --accumulation, or lower --batch_size "
-                                   f"({first_line(error)})"), 2, False
+        message, status, silent = ("the GPU's memory is full; lower --batch_size, or in training raise "
+                                   f"--accumulation ({first_line(error)})"), 2, False
     except BrokenPipeError:  # what reads the output has enough: head, or a pager that was left
         message, status, silent = "", 128 + 13, True  # as SIGPIPE
     except (ValueError, OSError) as error:
@@ -361,6 +361,11 @@ def first_line(error):
 
 # -----------------------------------------------------------------------------
 # Precision and speed
+
+def cores():
+    """Those that this process may use: under taskset or SLURM fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 def pick_dtype(device):
     """bfloat16 where the processor multiplies matrices in it. Asked, not timed: the answer must not change
@@ -428,7 +433,7 @@ def machine(device):
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as f:
             cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), cpu)
-    return f"{cpu}, {os.cpu_count()} cores"
+    return f"{cpu}, {cores()} cores"
 
 
 # dense bfloat16 peak in TFLOP/s, from the data sheets

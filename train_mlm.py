@@ -50,17 +50,17 @@ DEFAULTS = {
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
 # what a resumed run may not change
-FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", "dropout", "seed", "batch_size",
-         "seq_length", "masking")
+FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", "unigram_bias", "sinusoids",
+         "dropout", "seed", "batch_size", "seq_length", "masking")
 EVAL_SEED = 0  # validation masks are the same in every run
 
 
 def parser():
     p = runtime.Parser(__doc__)
     add = p.add_argument_group("model").add_argument
-    add("--model", default="roberta", choices=runtime.MODELS)
-    add("--preset", help=f"a size: {runtime.preset_names()}; default: MODEL-laptop on the CPU, one of 8 to "
-        "18 M on CUDA")
+    add("--model", choices=runtime.MODELS, help="default: roberta, or what the checkpoint is")
+    add("--preset", help=f"a size: {runtime.preset_names()}; default: MODEL-laptop, on CUDA roberta-18m, "
+        "bert-10m or albert-8m")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
     add("--layers", type=runtime.positive_int, help="default: the preset's")
     add("--positions", type=runtime.number(int, lambda n: 0 < n <= 10**6, "between 1 and 1,000,000"),
@@ -69,7 +69,8 @@ def parser():
     add("--dropout", type=runtime.probability,
         help="of this run; the checkpoint keeps the preset's, which is also the default of --recipe paper")
     add = p.add_argument_group("recipe").add_argument
-    paper = ", ".join(f"--{name} {value}" for name, value in RECIPES["paper"].items() if value is not None)
+    paper = ", ".join(f"--no-{name}" if value is False else f"--{name} {value}"
+                      for name, value in RECIPES["paper"].items() if value is not None)
     add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
         "from scratch, paper from a checkpoint")
     add("--optimizer", choices=("muon", "adamw"), help="muon: of the matrices between embeddings and outputs")
@@ -114,13 +115,15 @@ def parse_arguments(argv):
     p = parser()
     args, state = p.parse_args(argv), None
     if args.init_from == "resume":
-        args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model}")
+        args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model or 'roberta'}")
     else:
         if args.init_from != "scratch" and (args.preset or args.positions):
             raise ValueError(f"--{'preset' if args.preset else 'positions'}: a checkpoint has its own size")
-        recipe = args.recipe or ("fast" if args.init_from == "scratch" else "paper")
+        scratch = args.init_from == "scratch"
+        recipe = args.recipe or ("fast" if scratch else "paper")
+        model = "roberta" if scratch else runtime.read_config(args.init_from)[0]["model_type"]
         kind = runtime.choose_device(args.device).partition(":")[0]
-        defaults = {"recipe": recipe} | RECIPES[recipe] | DEFAULTS[kind]
+        defaults = {"recipe": recipe, "model": model} | RECIPES[recipe] | DEFAULTS[kind]
         if any(getattr(args, name) for name in LENGTHS):
             del defaults["max_minutes"]
         p.set_defaults(**defaults)
@@ -232,7 +235,8 @@ def open_model(args, splits, tokenizer, state):
     else:
         options = {"num_hidden_layers": args.layers} if args.layers else {}
         if args.init_from == "scratch":
-            published = module.Config()  # RoBERTa's first two positions are never used
+            # RoBERTa's positions up to the padding id are never used
+            published = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
             unused = published.max_position_embeddings - published.longest_row
             options["max_position_embeddings"] = (args.positions or args.seq_length) + unused
         model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **options)
@@ -333,7 +337,7 @@ def make_optimizers(model, args):
     adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
     if not hidden:
         return [adamw]
-    return [adamw, Muon(hidden, lr=2 * args.lr, weight_decay=args.weight_decay,  # once was worse, and 4 times
+    return [adamw, Muon(hidden, lr=2 * args.lr, weight_decay=args.weight_decay,  # 1 and 4 times were worse
                         dtype=getattr(torch, args.dtype))]
 
 
@@ -360,7 +364,7 @@ def mask_rate(args, progress):
 
 
 def read_batches(rows, step, elapsed, max_steps, args, host):
-    """The micro-batches of this process in a step: arrays, of which rows.batch has the shapes."""
+    """This process's micro-batches of one step, each as rows.batch() returns it."""
     rate = mask_rate(args, runtime.share_done(step, elapsed, max_steps, args))
     micro = args.batch_size // (args.accumulation * host.world)
     first = step * args.batch_size + host.rank * micro * args.accumulation
@@ -415,9 +419,10 @@ def open_log(args, state, host):
         def write(folder):
             with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines
-                             if line.get("step", 0) <= state["step"] and "final" not in line)
+                             if line.get("step", 0) <= state["step"] > line.get("resumed_at", -1)
+                             and "final" not in line)
         log.checkpoint(write)
-        rundir.remove_outputs(args.out_dir, keep=set(rundir.OUTPUTS) - {"README.md"})  # with old figures
+        rundir.remove_outputs(args.out_dir, ["README.md"])  # with old figures
     return log
 
 
@@ -449,9 +454,7 @@ class Report:
         n_parameters = sum(p.numel() for p in model.parameters())
         if state:
             host.say(f"resuming {args.out_dir} at step {step:,}")
-            changed = {name: value for name, value in vars(args).items() if value != state["args"].get(name)}
-            if changed:
-                log.write(resumed_at=step, **changed)
+            log.write(resumed_at=step, **vars(args))  # some may have changed
         else:
             log.write(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=host.world,
                       machine=runtime.machine(host.device), torch=torch.__version__,

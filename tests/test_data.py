@@ -470,6 +470,17 @@ def test_a_row_with_too_few_tokens_has_ignored_labels(prepared):
         assert set(labels.ravel().tolist()) <= {-100, 50} and (unit != "token" or (labels[:, :2] == 50).all())
 
 
+def test_every_processor_draws_the_same_masks(rows, monkeypatch):
+    """np.argpartition is other code with AVX2, AVX-512 or neither: the same are chosen, in another order."""
+    here = rows.batch(np.arange(64))
+    def other_order(score, k, axis):
+        places = np.argsort(score, axis=axis)
+        return np.concatenate([np.flip(places[:, :k + 1], axis), places[:, k + 1:]], axis)
+    monkeypatch.setattr(np, "argpartition", other_order)
+    for name, array in rows.batch(np.arange(64)).items():
+        np.testing.assert_array_equal(array, here[name])
+
+
 @pytest.mark.parametrize("unit", ["word", "ngram"])
 def test_words_are_masked_whole(prepared, unit):
     splits, tokenizer = data.load(prepared)

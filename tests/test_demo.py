@@ -141,6 +141,13 @@ def test_squares_of_the_map(base):
         opacity = [float(value) for value in re.findall('fill-opacity="(.*?)"', html)]
         assert max(opacity) == 1 and len(opacity) == len(tokens)**2
 
+
+def test_a_map_of_another_familys_mask(base):
+    """It is one token, though the text of it would be several."""
+    model, tokenizer = inference.open_model(base["roberta"])
+    html = demo.attend(model, tokenizer, " ".join(["[MASK]"] * (demo.SQUARES - 2)), 1, 1)
+    assert html.count("<rect") == demo.SQUARES**2
+
 # -----------------------------------------------------------------------------
 # hostile and long texts
 

@@ -716,6 +716,25 @@ def test_a_process_without_a_gpu(monkeypatch, capsys):
     assert "4 processes, and this machine has 2 GPUs" in refused(["--device", "cuda"], capsys)
 
 
+def test_a_checkpoint_says_what_model_it_is(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 1))
+    _, _, *argv = flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a")  # without --model
+    train_mlm.main(argv)
+    assert tokenizers.read_json(tmp_path / "b" / "config.json")["model_type"] == "bert"
+
+
+def test_the_padding_id_of_a_given_tokenizer(flags, tmp_path):
+    """RoBERTa's positions begin after it: with a larger one the table has more of them."""
+    train_mlm.main(flags(tmp_path / "a", "roberta", "--max_steps", 1))
+    vocab = tokenizers.read_json(tmp_path / "a" / "vocab.json")
+    other = next(token for token, i in vocab.items() if i == 7)
+    vocab |= {"<pad>": 7, other: vocab["<pad>"]}
+    (tmp_path / "a" / "vocab.json").write_text(json.dumps(vocab))
+    train_mlm.main(flags(tmp_path / "b", "roberta", "--tokenizer", tmp_path / "a", "--max_steps", 1))
+    config = tokenizers.read_json(tmp_path / "b" / "config.json")
+    assert (config["pad_token_id"], config["max_position_embeddings"]) == (7, 32 + 8)
+
+
 def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, tmp_path, capsys):
     train_mlm.main(flags(tmp_path / "a", "roberta", "--max_steps", 1))
     capsys.readouterr()

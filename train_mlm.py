@@ -35,10 +35,10 @@ from muon import Muon
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
-    # what learns most in a run of minutes or hours, measured in results/speedrun.md
+    # what learns most in four minutes, measured in results/speedrun.md
     "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, dropout=0.0, schedule="constant",
                  decay=0.4, unigram_bias=True, sinusoids=True),
-    # as published: Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
+    # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
     "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, dropout=None, schedule="linear",
                   decay=0.2, unigram_bias=False, sinusoids=False),
 }

@@ -379,6 +379,52 @@ def test_flops_by_hand():
     assert runtime.flops_of_a_row(config, 512, 77, True) == pytest.approx(by_hand)
 
 # -----------------------------------------------------------------------------
+# where a run starts
+
+def fresh(family, **flags):
+    module = importlib.import_module(family)
+    config = module.PRESETS[f"{family}-tiny"] | dict(
+        vocab_size=500, max_position_embeddings=66, pad_token_id=0, num_attention_heads=4)
+    torch.manual_seed(0)
+    model = module.ForPreTraining(module.Config(**config)).eval()
+    tokens = np.repeat(np.arange(500, dtype=np.uint16), np.arange(500))  # id i stands i times
+    flags = dict(unigram_bias=False, sinusoids=False, neighbours=False) | flags
+    train_mlm.start_informed(model, tokens, argparse.Namespace(**flags))
+    return model
+
+
+def test_the_output_starts_at_the_unigram_line():
+    model, frequencies = fresh("bert", unigram_bias=True), np.arange(500) + 1.0  # each once more, for the log
+    expected = np.log(frequencies / frequencies.sum())
+    np.testing.assert_allclose(model.mlm.bias.detach().numpy(), expected, atol=1e-5)
+    assert (fresh("bert").mlm.bias == 0).all()
+
+
+@pytest.mark.parametrize("family", runtime.MODELS)
+def test_positions_start_as_sinusoids(family):
+    table = fresh(family, sinusoids=True).encoder.embeddings.position.weight
+    for position, i in ((0, 0), (1, 0), (7, 5), (65, 30)):
+        angle = position / 10_000 ** (2 * i / table.shape[1])
+        assert table[position, 2 * i:2 * i + 2].tolist() == pytest.approx(
+            [0.08 * math.sin(angle), 0.08 * math.cos(angle)], abs=1e-6)
+
+
+@pytest.mark.parametrize("family", runtime.MODELS)
+def test_heads_start_at_their_neighbours(family):
+    """Judged by positions alone, as a token's own vector is like itself, and over all of a row."""
+    model = fresh(family, sinusoids=True, neighbours=True)
+    model.encoder.embeddings.word.weight.data.zero_()
+    attention, found = next(module for module in model.modules() if hasattr(module, "num_heads")), {}
+    for name in ("query", "key"):
+        getattr(attention, name).register_forward_hook(
+            lambda module, inputs, output, name=name: found.setdefault(name, output))
+    model.encoder(torch.full((1, 64), 3))
+    q, k = (found[name][0].unflatten(-1, (4, -1)).transpose(0, 1) for name in ("query", "key"))  # (4, T, D)
+    for scores, distance in zip(q @ k.mT, (-1, 1, -2, 2)):
+        means = {d: scores.diagonal(d).mean() for d in range(-9, 10)}
+        assert max(means, key=means.get) == distance
+
+# -----------------------------------------------------------------------------
 # what a run leaves
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "albert"])
@@ -439,6 +485,23 @@ def test_screen_and_log_have_the_same_numbers(flags, tmp_path, capsys):
             assert line[name] == pytest.approx(sum(step[name] for step in steps) / len(steps), rel=1e-6)
         assert f"loss {line['loss']:.3f} | masked acc {line['masked_accuracy']:.3f}" in text
         assert f"sop acc {line['sentence_accuracy']:.3f}" in text and f"lr {line['lr']:.2e}" in text
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_short_rows_come_first(accumulation, flags, tmp_path, monkeypatch):
+    """Half as long and twice as many, so a step has as many tokens; each row once in an epoch of either."""
+    read, shapes, rows = train_mlm.read_batches, {}, {True: [], False: []}
+    def spy(*args):
+        batches = read(*args)
+        shapes[args[-2]] = [batch["input_ids"].shape for batch in batches]
+        rows[args[-1] < 0.4] += [tuple(row) for batch in batches for row in batch["input_ids"].tolist()]
+        return batches
+    monkeypatch.setattr(train_mlm, "read_batches", spy)
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 5, "--short_rows", 0.4, "--accumulation",
+                         accumulation))
+    short, whole = [(64 // accumulation, 16)] * accumulation, [(32 // accumulation, 32)] * accumulation
+    assert [shapes[step] for step in range(5)] == [short, short, whole, whole, whole]
+    assert all(len(set(seen)) == len(seen) for seen in rows.values())
 
 
 def test_the_unigram_line_is_of_all_validation_targets(flags, tmp_path, capsys):

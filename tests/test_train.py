@@ -487,23 +487,6 @@ def test_screen_and_log_have_the_same_numbers(flags, tmp_path, capsys):
         assert f"sop acc {line['sentence_accuracy']:.3f}" in text and f"lr {line['lr']:.2e}" in text
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_short_rows_come_first(accumulation, flags, tmp_path, monkeypatch):
-    """Half as long and twice as many, so a step has as many tokens; each row once in an epoch of either."""
-    read, shapes, rows = train_mlm.read_batches, {}, {True: [], False: []}
-    def spy(*args):
-        batches = read(*args)
-        shapes[args[-2]] = [batch["input_ids"].shape for batch in batches]
-        rows[args[-1] < 0.4] += [tuple(row) for batch in batches for row in batch["input_ids"].tolist()]
-        return batches
-    monkeypatch.setattr(train_mlm, "read_batches", spy)
-    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 5, "--short_rows", 0.4, "--accumulation",
-                         accumulation))
-    short, whole = [(64 // accumulation, 16)] * accumulation, [(32 // accumulation, 32)] * accumulation
-    assert [shapes[step] for step in range(5)] == [short, short, whole, whole, whole]
-    assert all(len(set(seen)) == len(seen) for seen in rows.values())
-
-
 def test_the_unigram_line_is_of_all_validation_targets(flags, tmp_path, capsys):
     """However few rows are evaluated; and the screen says on which side of it a loss is."""
     for name, rows in (("few", 32), ("all", 0)):
@@ -596,7 +579,6 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--lr", "inf"], "argument --lr: inf is not positive"),
     (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
     (["--init_from", "out/some", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
-    (["--init_from", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--threads", "-1"], "argument --threads: -1 is not a positive whole number"),
@@ -803,6 +785,8 @@ def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, 
     capsys.readouterr()
     out = tmp_path / "out"
     assert "model_type is 'roberta'" in refused(flags(out, "bert", "--init_from", tmp_path / "a"), capsys)
+    more = ["--init_from", tmp_path / "a", "--vocab_size", 500]
+    assert "--vocab_size: only a tokenizer that is trained" in refused(flags(out, "roberta", *more), capsys)
     more = ["--init_from", tmp_path / "a", "--tokenizer", "bpe"]  # its ids would mean other tokens
     assert "bpe is not the tokenizer of" in refused(flags(out, "roberta", *more), capsys)
     train_mlm.main(flags(tmp_path / "large", "roberta", "--max_steps", 1, "--vocab_size", "700"))

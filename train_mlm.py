@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 import data
+import init
 import rundir
 import tokenizer as tokenizers
 from muon import Muon
@@ -79,7 +80,7 @@ def parser():
     add("--sinusoids", action=argparse.BooleanOptionalAction,
         help="start the position embeddings as sinusoids")
     add("--neighbours", action=argparse.BooleanOptionalAction,
-        help="and each head of each layer where it looks at a neighbour: one back, one ahead, two back, ...")
+        help="start half of the heads where the sinusoids let them see a neighbour: one back, one ahead, ...")
     add = p.add_argument_group("data").add_argument
     add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
     add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
@@ -251,45 +252,13 @@ def open_model(args, splits, tokenizer, state):
     if args.lr is None:
         args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
     if args.init_from == "scratch" and not state:
-        start_informed(model, splits["train"].tokens, args)
+        if args.unigram_bias:
+            init.unigram_bias(model, splits["train"].tokens)
+        if args.sinusoids:
+            init.sinusoids(model)
+            if args.neighbours:
+                init.neighbours(model)
     return model
-
-
-@torch.no_grad()
-def start_informed(model, tokens, args):
-    """Fresh weights that know beforehand what a model learns first: which tokens are common, and where its
-    neighbours stand."""
-    if args.unigram_bias:
-        parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
-        counts = 1 + sum(np.bincount(part, minlength=len(model.mlm.bias)) for part in parts)
-        model.mlm.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
-    if args.sinusoids:  # Vaswani et al. 2017, section 3.5
-        table = model.encoder.embeddings.position.weight  # (positions, E)
-        E = table.shape[1]
-        rates = 10_000 ** (-torch.arange(0, E, 2) / E)  # radians a position
-        angles = torch.arange(len(table))[:, None] * rates
-        waves = torch.stack([angles.sin(), angles.cos()], 2).flatten(1)[:, :E]
-        table.copy_(4 * model.config.initializer_range * waves)
-        if args.neighbours:
-            wide = getattr(model.encoder, "embedding_to_hidden", None)  # ALBERT's
-            back = torch.eye(E) if wide is None else torch.linalg.pinv(wide.weight, rtol=0.1)  # (E, H)
-            for module in model.modules():
-                if hasattr(module, "num_heads"):
-                    look_at_neighbours(module, rates, back)
-
-
-def look_at_neighbours(attention, rates, back):
-    """Head h looks h // 2 + 1 tokens back or ahead: its keys begin as a part of the sinusoids, its queries as
-    the same turned by so many positions, so that those of i are like the key of i + distance."""
-    H, E = attention.query.in_features, len(back)
-    D = H // attention.num_heads
-    n = min(D, E) // 2  # sine and cosine of the n fastest
-    for h in range(attention.num_heads):
-        distance = (h // 2 + 1) * (-1) ** (h + 1)
-        cos, sin = (distance * rates[:n]).cos(), (distance * rates[:n]).sin()
-        turn = torch.block_diag(*torch.stack([cos, sin, -sin, cos], 1).view(n, 2, 2))  # (2n, 2n)
-        attention.query.weight[h * D:h * D + 2 * n] += turn @ back[:2 * n]
-        attention.key.weight[h * D:h * D + 2 * n] += back[:2 * n]
 
 
 def default_lr(config, optimizer):

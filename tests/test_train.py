@@ -379,52 +379,6 @@ def test_flops_by_hand():
     assert runtime.flops_of_a_row(config, 512, 77, True) == pytest.approx(by_hand)
 
 # -----------------------------------------------------------------------------
-# where a run starts
-
-def fresh(family, **flags):
-    module = importlib.import_module(family)
-    config = module.PRESETS[f"{family}-tiny"] | dict(
-        vocab_size=500, max_position_embeddings=66, pad_token_id=0, num_attention_heads=4)
-    torch.manual_seed(0)
-    model = module.ForPreTraining(module.Config(**config)).eval()
-    tokens = np.repeat(np.arange(500, dtype=np.uint16), np.arange(500))  # id i stands i times
-    flags = dict(unigram_bias=False, sinusoids=False, neighbours=False) | flags
-    train_mlm.start_informed(model, tokens, argparse.Namespace(**flags))
-    return model
-
-
-def test_the_output_starts_at_the_unigram_line():
-    model, frequencies = fresh("bert", unigram_bias=True), np.arange(500) + 1.0  # each once more, for the log
-    expected = np.log(frequencies / frequencies.sum())
-    np.testing.assert_allclose(model.mlm.bias.detach().numpy(), expected, atol=1e-5)
-    assert (fresh("bert").mlm.bias == 0).all()
-
-
-@pytest.mark.parametrize("family", runtime.MODELS)
-def test_positions_start_as_sinusoids(family):
-    table = fresh(family, sinusoids=True).encoder.embeddings.position.weight
-    for position, i in ((0, 0), (1, 0), (7, 5), (65, 30)):
-        angle = position / 10_000 ** (2 * i / table.shape[1])
-        assert table[position, 2 * i:2 * i + 2].tolist() == pytest.approx(
-            [0.08 * math.sin(angle), 0.08 * math.cos(angle)], abs=1e-6)
-
-
-@pytest.mark.parametrize("family", runtime.MODELS)
-def test_heads_start_at_their_neighbours(family):
-    """Judged by positions alone, as a token's own vector is like itself, and over all of a row."""
-    model = fresh(family, sinusoids=True, neighbours=True)
-    model.encoder.embeddings.word.weight.data.zero_()
-    attention, found = next(module for module in model.modules() if hasattr(module, "num_heads")), {}
-    for name in ("query", "key"):
-        getattr(attention, name).register_forward_hook(
-            lambda module, inputs, output, name=name: found.setdefault(name, output))
-    model.encoder(torch.full((1, 64), 3))
-    q, k = (found[name][0].unflatten(-1, (4, -1)).transpose(0, 1) for name in ("query", "key"))  # (4, T, D)
-    for scores, distance in zip(q @ k.mT, (-1, 1, -2, 2)):
-        means = {d: scores.diagonal(d).mean() for d in range(-9, 10)}
-        assert max(means, key=means.get) == distance
-
-# -----------------------------------------------------------------------------
 # what a run leaves
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "albert"])

@@ -592,7 +592,7 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     regular = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
     if unit == "token":
         draws = np.stack([stream.random(T + 2 * k) for stream in streams])
-        score = np.where(special, 2.0, draws[:, :T])  # the k smallest are chosen
+        score = np.where(special, 1 + np.arange(T), draws[:, :T])  # the k smallest are chosen; none are equal
         # sorted, as argpartition leaves them in another order on another processor
         positions = np.sort(np.argpartition(score, k - 1, axis=1)[:, :k], axis=1)
         draws = draws[:, T:]

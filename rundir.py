@@ -164,7 +164,7 @@ def check_sources(out_dir, **flags):
 
 
 def remove_outputs(out_dir, names):
-    """Remove those of OUTPUTS that an older run has left in out_dir; not a README.md that somebody wrote."""
+    """Remove these files from out_dir; but not a README.md that somebody wrote."""
     for name in names:
         if name != "README.md" or is_own_card(out_dir):
             Path(out_dir, name).unlink(missing_ok=True)

@@ -86,10 +86,10 @@ def add_training_flags(p, beta2, eps):
     add("--max_steps", type=positive_int, help="length of the run, in optimizer steps")
     add("--epochs", type=positive, help="or in passes over the data")
     add("--max_minutes", type=positive, help="or in minutes, evaluation included, with the schedule fitted "
-        "to them; default: 4 of pretraining, on CUDA 10; a task's epochs")
+        "to them; default: 4 in pretraining, 10 on CUDA; fine-tuning goes by epochs")
     add = group.add_argument
     add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 64 "
-        "of pretraining, on CUDA 256; 32 of fine-tuning")
+        "in pretraining, 32 with --recipe paper, 256 on CUDA; 32 in fine-tuning")
     add("--accumulation", type=positive_int, default=1, help="micro-batches a process makes of its share")
     add("--lr", type=positive, help="peak learning rate; default: by the model's size, and the task")
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
@@ -238,7 +238,7 @@ class Host:
         if self.device.type == "cpu":
             keep_memory()
             draw_fast()
-        # of machines that differ all take the same
+        # machines may differ: all take the first one's choice
         args.dtype = args.dtype or self.once_per_machine(lambda: pick_dtype(self.device))
 
     def __enter__(self):
@@ -363,13 +363,13 @@ def first_line(error):
 # Precision and speed
 
 def cores():
-    """Those that this process may use: under taskset or SLURM fewer than the machine has."""
+    """The cores that this process may use: taskset or SLURM may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_dtype(device):
-    """bfloat16 where the processor multiplies matrices in it. Asked, not timed: the answer must not change
-    with what else runs."""
+    """bfloat16 where a GPU or an x86 processor has instructions for it. Asked, not timed: what else runs must
+    not change the answer."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

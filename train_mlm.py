@@ -36,7 +36,7 @@ from muon import Muon
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
-    # what learns most in four minutes, measured in results/speedrun.md
+    # what learns most from as many tokens: results/speedrun.md
     "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, dropout=0.0, schedule="constant",
                  decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
@@ -80,7 +80,7 @@ def parser():
     add("--sinusoids", action=argparse.BooleanOptionalAction,
         help="start the position embeddings as sinusoids")
     add("--neighbours", action=argparse.BooleanOptionalAction,
-        help="start half of the heads where the sinusoids let them see a neighbour: one back, one ahead, ...")
+        help="start half of the heads looking at a neighbour: one token back, one ahead, ...; with sinusoids")
     add = p.add_argument_group("data").add_argument
     add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
     add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
@@ -137,6 +137,9 @@ def parse_arguments(argv):
     module = importlib.import_module(args.model)
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
+    if args.init_from != "scratch":
+        args.unigram_bias = args.sinusoids = False  # the weights are there
+    args.neighbours &= args.sinusoids
     args.device = runtime.choose_device(args.device)
     args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
     args.out_dir = args.out_dir or f"out/{args.model}"
@@ -238,7 +241,7 @@ def open_model(args, splits, tokenizer, state):
     else:
         options = {"num_hidden_layers": args.layers} if args.layers else {}
         if args.init_from == "scratch":
-            # RoBERTa's positions up to the padding id are never used
+            # RoBERTa's first position is the one after the padding id
             published = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
             unused = published.max_position_embeddings - published.longest_row
             options["max_position_embeddings"] = (args.positions or args.seq_length) + unused
@@ -256,13 +259,14 @@ def open_model(args, splits, tokenizer, state):
             init.unigram_bias(model, splits["train"].tokens)
         if args.sinusoids:
             init.sinusoids(model)
-            if args.neighbours:
-                init.neighbours(model)
+        if args.neighbours:
+            init.neighbours(model)
     return model
 
 
 def default_lr(config, optimizer):
-    """With post-LN a rate that is too high ends at the unigram line: the wider and deeper, the lower."""
+    """With post-LN a rate that is too high ends at the unigram line. Wider models take less, and with AdamW
+    deeper ones."""
     if optimizer == "muon":
         return 2e-3 if config.hidden_size <= 512 else 5e-4
     if config.num_hidden_layers == 1:
@@ -411,8 +415,8 @@ def open_log(args, state, host):
         def write(folder):
             with open(os.path.join(folder, "log.jsonl"), "w", encoding="utf-8") as f:
                 f.writelines(json.dumps(line) + "\n" for line in lines
-                             if line.get("step", 0) <= state["step"] > line.get("resumed_at", -1)
-                             and "final" not in line)
+                             if "final" not in line and line.get("step", 0) <= state["step"]
+                             and line.get("resumed_at", -1) < state["step"])  # else it ended before a save
         log.checkpoint(write)
         rundir.remove_outputs(args.out_dir, ["README.md"])  # with old figures
     return log

@@ -75,7 +75,7 @@ PRESETS = {
     "bert-large": preset(24, 1024, 16),
     "bert-10m": preset(3, 256, 4),  # a size to pretrain at home
     # for four minutes on two cores: one layer learns most in them, without dropout and with larger weights
-    "bert-laptop": preset(1, 256, 4, initializer_range=0.04, hidden_dropout_prob=0.0,
+    "bert-laptop": preset(1, 256, 8, initializer_range=0.04, hidden_dropout_prob=0.0,
                           attention_probs_dropout_prob=0.0),
 }
 

@@ -72,7 +72,7 @@ PRESETS = {
     "roberta-large": preset(24, 1024, 16),
     "roberta-18m": preset(6, 256, 8, max_position_embeddings=130),  # a size to pretrain at home
     # for four minutes on two cores: one layer learns most in them, without dropout and with larger weights
-    "roberta-laptop": preset(1, 256, 4, initializer_range=0.04, hidden_dropout_prob=0.0,
+    "roberta-laptop": preset(1, 256, 8, initializer_range=0.04, hidden_dropout_prob=0.0,
                              attention_probs_dropout_prob=0.0),
 }
 

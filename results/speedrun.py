@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-COMMAND = "train_mlm.py --model roberta --max_steps 1200 --threads 1"
+COMMAND = "train_mlm.py --model roberta --max_steps 1000 --threads 1"
 CHANGES = {
     "fast, the default": "",
     "AdamW for all, no Muon": "--optimizer adamw",
@@ -25,7 +25,7 @@ CHANGES = {
     "15 % masks": "--mask_prob 0.15",
     "linear decay": "--schedule linear",
     "two layers": "--layers 2",
-    "paper, with batches half as large": "--recipe paper --max_steps 2400",
+    "paper, with batches half as large": "--recipe paper --max_steps 2000",
 }
 
 

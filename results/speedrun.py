@@ -48,7 +48,7 @@ def write(runs):
     lines = ["# What the parts of the fast recipe are worth", "", "Written by `python results/speedrun.py`; "
              f"the command of every run is in `speedrun.json`. `python {COMMAND}` and one change: "
              f"{runs[0]['tokens'] / 1e6:.1f} M tokens, unigram line {runs[0]['unigram_nats']:.3f} nats. "
-             "Means and deviations over the seeds.", "",
+             "Means and deviations over the seeds; the seconds are of one thread, beside other work.", "",
              "| change | flags | validation loss | perplexity | masked accuracy | seconds | seeds |",
              "|---|---|---|---|---|---|---|"]
     for change in CHANGES:

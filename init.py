@@ -41,14 +41,14 @@ def sinusoids(model):
 @torch.no_grad()
 def neighbours(model):
     """Half of the heads of every layer start looking at one distance each: one token back, one ahead, two
-    back, and so on. To a key are added the fastest sinusoids of its position, to a query those of the position
-    that it looks for: the same, rotated, as sin(a + b) = sin a cos b + cos a sin b. Positions reach every layer
-    through the residual stream. The other heads stay random: with all of them set, NSP is learnt later, and
-    ALBERT's loss ends higher. model: on the CPU, in float32."""
+    back, and so on. To a key are added the fastest sinusoids of its position, to a query those of the
+    position that it looks for: the same, rotated, as sin(a + b) = sin a cos b + cos a sin b. Positions reach
+    every layer through the residual stream. The other heads stay random: with all of them set, NSP is learnt
+    later, and ALBERT's loss ends higher. model: on the CPU, in float32."""
     E = model.encoder.embeddings.position.embedding_dim
     back = torch.eye(E)  # the way from a hidden vector back to the sinusoids in it
     if wide := getattr(model.encoder, "embedding_to_hidden", None):  # ALBERT's, from E to H
-        wide.weight.div_(wide.weight.std() * E ** 0.5)  # its output as large as a layer's, for all share a key
+        wide.weight.div_(wide.weight.std() * E ** 0.5)  # its output is to be as large as a layer's
         back = torch.linalg.pinv(wide.weight, rtol=0.1)  # but for directions that it nearly loses
     for attention in (module for module in model.modules() if hasattr(module, "num_heads")):
         D = len(attention.query.weight) // attention.num_heads

@@ -238,8 +238,8 @@ SOP is judged on the pairs of whole sentences. What each part of the recipe is w
 
 Ours: 2.05 M words of Wikipedia articles, the size of WikiText-2, for three epochs, with the vocabulary of
 `bert-base-uncased` (`wiki` is a folder with the text and `vocab.txt`). Text and tokenizer are not the same as
-theirs, so compare the order of magnitude. Both pretrainings below had `--no-neighbours --lr 1e-3`, too; without
-these flags the loss falls sooner.
+theirs, so compare the order of magnitude. Both pretrainings below had `--no-neighbours --lr 1e-3`, too;
+without these flags the loss falls sooner.
 
 {experiments()}
 

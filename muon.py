@@ -2,7 +2,7 @@
 Muon in one file: momentum, with every update of a matrix made orthogonal.
 
     matrices = [m.weight for m in model.encoder.modules() if isinstance(m, torch.nn.Linear)]
-    optimizers = [Muon(matrices, lr=2e-3), torch.optim.AdamW(others, lr=2e-3)]
+    optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3)]
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
 rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. torch.optim.Muon

@@ -97,7 +97,7 @@ def add_training_flags(p, beta2, eps):
     add("--decay", type=fraction, default=0.2, help="share of the run in which a constant rate falls to 0")
     add("--warmup", type=fraction, default=0.06, help="share of the run")
     add("--weight_decay", type=not_negative, default=0.01, help="of matrices, not of vectors")
-    add("--beta1", type=fraction, default=0.9, help="AdamW's")
+    add("--beta1", type=fraction, default=0.9, help="AdamW's, and Muon's momentum")
     add("--beta2", type=fraction, default=beta2, help="AdamW's")
     add("--eps", type=positive, default=eps, help="AdamW's")
     add("--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit")

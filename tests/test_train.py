@@ -365,7 +365,7 @@ def test_weight_decay_is_on_matrices_only(optimizer):
     count = len(decayed["params"]) + len(kept["params"])
     if optimizer == "muon":  # the matrices of two layers, the pooler's and the MLM head's
         [group] = muon[0].param_groups
-        assert group["weight_decay"] == 0.5 and group["lr"] == 2 and len(group["params"]) == 2 * 6 + 2
+        assert group["weight_decay"] == 0.5 and group["lr"] == 1 and len(group["params"]) == 2 * 6 + 2
         count += len(group["params"])
     assert count == len(list(model.parameters()))
 
@@ -494,7 +494,7 @@ def test_a_folder_called_scratch(flags, tmp_path, monkeypatch):
 
 
 def test_training_goes_on_from_a_checkpoint(flags, tmp_path):
-    train_mlm.main(flags(tmp_path / "a", "bert"))
+    train_mlm.main(flags(tmp_path / "a", "bert", "--recipe", "paper"))
     train_mlm.main(flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a"))
     a, b = (read_log(tmp_path / name) for name in "ab")
     assert b[1]["loss"] < a[1]["loss"] - 0.2
@@ -653,10 +653,8 @@ def test_a_rate_given_at_resume_counts(flags, tmp_path):
     train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "6", "--lr", "1e-5"])
     adamw, muon = torch.load(tmp_path / "resume.pt", weights_only=True)["optimizers"]
     logged = [line["lr"] for line in read_log(tmp_path) if line.get("step") == 6 and "lr" in line]
-    for group in adamw["param_groups"]:
+    for group in adamw["param_groups"] + muon["param_groups"]:
         assert group["initial_lr"] == 1e-5 and logged == [group["lr"]]
-    [group] = muon["param_groups"]
-    assert group["initial_lr"] == 2e-5 and group["lr"] == pytest.approx(2 * logged[0])
 
 
 def test_flags_of_the_optimizer_count_when_resumed(flags, tmp_path):

@@ -453,7 +453,7 @@ class Rows:
         rows of 128) and all of it at least once. Only a sentence of more than W tokens is cut into windows.
     masking "dynamic": every epoch has new masks (Liu et al. 2019, section 4.1)
         "rotating": and no token has its second before every token had one, with 25 % masks after four epochs;
-        so it is where windows recur, and nearly so where they move or exchange parts
+        so it is where windows recur, and nearly so where they move, exchange parts or lose whole words
         "static": every epoch has the same windows, pairs and masks, in another order, as the first BERT's
     """
 
@@ -553,8 +553,8 @@ class Rows:
         return (self.first(windows)[:, None] + np.arange(self.width)) % len(self.tokens.tokens)
 
     def turns(self, places, epochs, k):
-        """For the tokens of rows of these epochs -> numbers in [0, 1), the smallest k to be masked.
-        The row has an order of its own, of which every epoch takes the next k, and at the end a new one."""
+        """For the tokens of rows of these epochs -> numbers in [0, 1); the smallest k of a row get masks. A row
+        stands in an order, of which every epoch takes the next k, and at its end in a new one."""
         rounds, done = np.divmod(epochs * k, self.width)
         draws = hashed(places + len(self.tokens.tokens) * rounds[:, None], self.seed)
         return (draws.argsort(1).argsort(1) - done[:, None]) % self.width / self.width
@@ -587,11 +587,11 @@ class Rows:
 
         streams = [random_numbers(self.seed, MASKS, 0 if self.static else e, w)
                    for e, w in zip(epochs.tolist(), window.tolist())]
-        k, order = max(1, round(mask_prob * self.width)), None
+        k, turns = max(1, round(mask_prob * self.width)), None
         if self.masking == "rotating":
-            order = np.ones(ids.shape)
-            np.put_along_axis(order, columns, self.turns(places, epochs, k), axis=1)
-        ids, positions, labels = mask_tokens(ids, k, streams, self.tokenizer, unit, order)
+            turns = np.ones(ids.shape)
+            np.put_along_axis(turns, columns, self.turns(places, epochs, k), axis=1)
+        ids, positions, labels = mask_tokens(ids, k, streams, self.tokenizer, unit, turns)
         batch = {"input_ids": ids, "positions": positions, "labels": labels}
         if self.task:
             batch["token_type_ids"] = (np.arange(self.length) > cut[:, None] + 1).astype(np.int64)
@@ -599,13 +599,13 @@ class Rows:
         return batch
 
 
-def mask_tokens(ids, k, streams, tokenizer, unit="token", order=None):
+def mask_tokens(ids, k, streams, tokenizer, unit="token", turns=None):
     """BERT's masking (Devlin et al. 2018, section 3.1) of k tokens in every row.
 
     ids (B, T), not changed; streams: B random generators. Of the chosen tokens 80 % become [MASK], 10 % a
     random token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens,
     "word" whole words (in byte-level BPE those begin with a space, as in fairseq), "ngram" spans of one to
-    three words, of n with a probability in proportion to 1/n (ALBERT, section 4.1). order (B, T): the tokens
+    three words, of n with a probability in proportion to 1/n (ALBERT, section 4.1). turns (B, T): the tokens
     with the smallest numbers, from 0 to 1, are chosen first, and words by their first token; default: random.
 
     Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and
@@ -615,9 +615,9 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token", order=None):
     special = np.isin(ids, tokenizer.special_ids)
     regular = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
     draws = np.stack([stream.random(T + 2 * k) for stream in streams])
-    draws, order = draws[:, T:], draws[:, :T] if order is None else order
+    turns, draws = draws[:, :T] if turns is None else turns, draws[:, T:]
     if unit == "token":
-        score = np.where(special, 1 + np.arange(T), order)  # the k smallest are chosen; none are equal
+        score = np.where(special, 1 + np.arange(T), turns)  # the k smallest are chosen; none are equal
         # sorted, as argpartition leaves them in another order on another processor
         positions = np.sort(np.argpartition(score, k - 1, axis=1)[:, :k], axis=1)
         unused = np.take_along_axis(special, positions, axis=1)
@@ -625,7 +625,7 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token", order=None):
         begins = tokenizer.starts_word[ids] | special
         begins[:, 1:] |= special[:, :-1]
         chosen = np.stack([choose_words(*row, k, 3 if unit == "ngram" else 1)
-                           for row in zip(begins, special, order, streams)])
+                           for row in zip(begins, special, turns, streams)])
         positions, unused = np.maximum(chosen, 0), chosen < 0
 
     labels = np.where(unused, -100, np.take_along_axis(ids, positions, axis=1))
@@ -639,7 +639,7 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token", order=None):
     return masked, np.take_along_axis(positions, order, axis=1), np.take_along_axis(labels, order, axis=1)
 
 
-def choose_words(begins, special, order, stream, k, longest):
+def choose_words(begins, special, turns, stream, k, longest):
     """k positions of one row that make whole words, in spans of up to `longest` words; then -1s if fewer."""
     first = np.flatnonzero(begins)
     length = np.diff(np.append(first, len(begins)))
@@ -647,7 +647,7 @@ def choose_words(begins, special, order, stream, k, longest):
     p = 1 / np.arange(1, longest + 1)
     spans = stream.choice(longest, size=len(first), p=p / p.sum())  # 0: one word
     chosen = []
-    for word in np.argsort(order[first]):
+    for word in np.argsort(turns[first]):
         for end in range(word + spans[word] + 1, word, -1):  # too long for the row or the budget: shorter
             if end <= len(first) and free[word:end].all() and len(chosen) + length[word:end].sum() <= k:
                 chosen += range(first[word], first[word] + length[word:end].sum())

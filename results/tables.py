@@ -106,7 +106,7 @@ def headline():
     return table(["", "unigram line, nats", "validation loss", "perplexity", "masked accuracy"], rows)
 
 
-# what small implementations of the same models publish, and the logs of ours, a seed each; times are the first's
+# what small implementations publish, and the logs of ours, a seed each; times are the first one's
 EXPERIMENTS = [
     ("BERT of 10.4 M on WikiText-2", 657, ["bert-10m", "bert-10m-1", "bert-10m-2"]),
 ]

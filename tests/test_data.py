@@ -523,8 +523,8 @@ def test_ngrams_have_lengths_in_proportion_to_one_over_n():
     begins, special = np.ones(600, dtype=bool), np.zeros(600, dtype=bool)
     lengths, n = Counter(), 6_000
     for stream in streams(n):
-        order = stream.random(600)
-        chosen = data.choose_words(begins, special, order, stream, 30, 3).tolist()  # in the order of choice
+        turns = stream.random(600)
+        chosen = data.choose_words(begins, special, turns, stream, 30, 3).tolist()  # in the order of choice
         length = 1
         while chosen[length] == chosen[0] + length and length < 3:
             length += 1

@@ -553,7 +553,7 @@ class Rows:
         return (self.first(windows)[:, None] + np.arange(self.width)) % len(self.tokens.tokens)
 
     def turns(self, places, epochs, k):
-        """For the tokens of rows of these epochs -> numbers in [0, 1); the smallest k of a row get masks. A row
+        """For the tokens of rows of these epochs -> numbers in [0, 1); the smallest k get masks. A row
         stands in an order, of which every epoch takes the next k, and at its end in a new one."""
         rounds, done = np.divmod(epochs * k, self.width)
         draws = hashed(places + len(self.tokens.tokens) * rounds[:, None], self.seed)

@@ -94,7 +94,7 @@ def parser():
     add("--mask_prob", type=runtime.fraction, help="share of the tokens to predict; validation has 0.15")
     add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
     add("--masking", choices=("dynamic", "rotating", "static"),
-        help="dynamic: new masks every epoch; rotating: no token a second time before every token had a mask; "
+        help="dynamic: new masks every epoch; rotating: and no token's second before every token had one; "
         "static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
         help="word: all the tokens of a word; ngram: of one to three words")

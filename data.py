@@ -72,7 +72,7 @@ def open_corpus(names, text_field="text"):
             raise FileNotFoundError(f"{name}: no such file; --data takes pydoc, files, folders, "
                                     f"{', '.join(HUB)} or a hub data set as owner/name[:config]")
         inside = sorted(os.path.join(folder, file) for folder, _, below in os.walk(name) for file in below
-                        if file.endswith(files.FORMATS))
+                        if file.endswith(files.FORMATS) and "meta.json" not in below)  # not our token files
         if os.path.isdir(name) and not inside:
             raise ValueError(f"{name}: no {', '.join(files.FORMATS)} files in this folder")
         paths += inside or [name]
@@ -474,7 +474,7 @@ class Rows:
         self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if self.static else N
 
     def windows(self, epoch):
-        """The first window of an epoch, and the first of the next one; and the first rows."""
+        """-> the first window of an epoch and of the next one. Rows are numbered alike."""
         L, W = self.epoch_length, self.width
         return -(-epoch * L // W), -(-(epoch + 1) * L // W)
 
@@ -541,6 +541,7 @@ class Rows:
         place = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
         a, b = by_cut[:-1], by_cut[1:]
         document = np.searchsorted(self.tokens.documents, (first + cut).astype(np.uint64), side="right")
+        # the first with the second, the third with the fourth: nobody is in two exchanges
         eligible = (place[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
         a, b = a[eligible], b[eligible]
         swapped = rng.random(len(a)) < n / max(1, 4 * len(a))

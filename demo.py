@@ -78,7 +78,7 @@ def classify(model, tokenizer, kind, host, text, second=""):
     examples = tasks.Examples([(text, second) if second.strip() else (text,)], None, ["the text"])
     tasks.check_texts(examples, kind)  # for tokens it finds the words
     rows = tasks.Rows(examples, kind, tokenizer, 10**9, model.config.type_vocab_size > 1)  # nothing is cut
-    logits, classes = torch.tensor(tasks.outputs(model, rows, 1, host)[0]), model.config.id2label
+    logits, classes = torch.tensor(tasks.logits_of(model, rows, 1, host)[0]), model.config.id2label
     if kind == "regression":
         return f'<p class="large">{logits.item():.4f}</p>'
     if kind == "tokens":

@@ -33,7 +33,7 @@ import rundir
 import tasks
 import tokenizer as tokenizers
 
-# What is trained, and the factor of the task's rate: few or fresh parameters want larger steps.
+# What is trained, and the factor of its rate: few or fresh parameters want larger steps.
 MODES = {"full": 1, "lora": 10, "head": 20, "last_block": 2}
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
 
@@ -82,6 +82,7 @@ def parser():
     add("--log_interval", type=runtime.positive_int, default=50, help="steps")
     add("--eval_interval", type=runtime.positive_int, help="steps; default: an epoch")
     runtime.add_output_flags(add)
+    p.set_defaults(batch_size=32)
     return p
 
 # -----------------------------------------------------------------------------
@@ -108,7 +109,12 @@ def parse_arguments(argv):
     if not args.train_file and (args.val_file or args.test_file and not args.task):
         raise ValueError("there is no --train_file; predict.py --evaluate evaluates without training")
     if args.init_from == "scratch":
-        args.preset = args.preset or model_file(args).DEFAULT_PRESET["cpu"]
+        args.preset = args.preset or importlib.import_module(args.model).DEFAULT_PRESET["cpu"]
+    elif os.path.isfile(os.path.join(args.init_from, "adapter_config.json")):
+        raise ValueError(f"{args.init_from} is an adapter: merge it by predict.py --merge, and train the "
+                         "result")
+    else:
+        args.model = runtime.read_config(args.init_from)["model_type"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
     args.command = runtime.command("finetune.py", argv)
     rundir.check_sources(args.out_dir, **{name: [getattr(args, name)] for name in (
@@ -138,7 +144,6 @@ def open_task(args, host):
         task_data.splits |= {"train": train, "val": val}
     task = known or tasks.OWN[task_data.kind]
     args.kind = task_data.kind
-    args.batch_size = args.batch_size or task.batch_size
     if not (args.max_steps or args.epochs or args.max_minutes):
         args.epochs = task.epochs
     n = len(task_data.classes)
@@ -148,7 +153,7 @@ def open_task(args, host):
         raise ValueError(f"--metric {args.metric}: for this task there are {', '.join(metrics)}")
     if args.class_weights:
         args.class_weights = class_weights(args.class_weights, task_data)
-    return task_data, task
+    return task_data
 
 
 def class_weights(words, task_data):
@@ -168,11 +173,8 @@ def class_weights(words, task_data):
 def open_tokenizer(args, texts):
     """The checkpoint's; from scratch that of --tokenizer, or one trained on the texts."""
     if args.init_from != "scratch":
-        if os.path.isfile(os.path.join(args.init_from, "adapter_config.json")):
-            raise ValueError(f"{args.init_from} is an adapter: merge it by predict.py --merge, and train the "
-                             "result")
         return tokenizers.load(args.init_from)
-    name = args.tokenizer or model_file(args).TOKENIZER
+    name = args.tokenizer or importlib.import_module(args.model).TOKENIZER
     if name not in tokenizers.KINDS:
         return tokenizers.load(name)
     lines = (part for text in texts for part in ([" ".join(text)] if isinstance(text, list) else text))
@@ -189,17 +191,11 @@ def open_model(args, tokenizer, classes, seed, host):
         types = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
         options = dict(num_labels=len(classes), id2label=dict(enumerate(classes)),
                        problem_type=types.get(args.kind))
-    model = runtime.build_model(model_file(args), head, args, tokenizer, **options)
+    model = runtime.build_model(importlib.import_module(args.model), head, args, tokenizer, **options)
     choose_trained(model, args)
     if args.compile:
         model.compile(dynamic=True)  # in place: the names of the parameters stay
     return model.to(host.device)
-
-
-def model_file(args):
-    if args.init_from == "scratch":
-        return importlib.import_module(args.model)
-    return runtime.read_config(args.init_from)[1]
 
 
 def choose_trained(model, args):
@@ -226,10 +222,10 @@ def choose_trained(model, args):
         model.encoder.layers[-1].requires_grad_(True)
 
 
-def default_lr(args, task, config, n_rows):
-    """The table's rates are for all parameters of a model 768 wide; narrower ones take higher rates, and so
-    do few or fresh parameters. LoRA runs of less than 1,000 steps take twice that."""
-    lr = task.lr * 768 / config.hidden_size * MODES[args.train]
+def default_lr(args, config, n_rows):
+    """5e-5 for all parameters of a model 768 wide; narrower ones take higher rates, and so do few or fresh
+    parameters. LoRA runs of less than 1,000 steps take twice that."""
+    lr = 5e-5 * 768 / config.hidden_size * MODES[args.train]
     steps = args.max_steps or (args.epochs or math.inf) * n_rows / args.batch_size
     return 2 * lr if args.train == "lora" and steps < 1000 else lr
 
@@ -275,7 +271,7 @@ class Best:
 
     def evaluate(self, model, split):
         rows = max(1, self.args.batch_size // (self.args.accumulation * self.host.world))
-        outputs = tasks.outputs(model, self.rows[split], rows, self.host)
+        outputs = tasks.logits_of(model, self.rows[split], rows, self.host)
         return self.rows[split].scores(outputs, self.classes), outputs
 
     def save(self, model):
@@ -287,7 +283,7 @@ class Best:
                 base = self.args.init_from
                 lora.save(model, folder, os.path.abspath(base) if os.path.isdir(base) else base)
                 with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
-                    json.dump(sys.modules[type(model).__module__].hf_config(model), f, indent=2)
+                    json.dump(importlib.import_module(self.args.model).hf_config(model), f, indent=2)
             else:
                 model.save_pretrained(folder)
             self.tokenizer.save(folder, self.args.max_length)  # predict.py cuts there, too
@@ -332,8 +328,8 @@ def train(args, model, rows, seed, best, log, host):
     start, line_time, paused = time.time(), time.time(), 0.0  # paused: seconds of evaluating and saving
     while True:
         if step % per_epoch == 0:  # a new order of the rows
-            order = data.random_numbers(seed, data.ORDER, step // per_epoch)
-            batches = tasks.batches_by_length(rows.lengths, args.batch_size, order)
+            rng = data.random_numbers(seed, data.ORDER, step // per_epoch)
+            batches = tasks.batches_by_length(rows.lengths, args.batch_size, rng)
         # every process stops at the same step
         signals, elapsed = host.total(len(host.signals), (time.time() - start) / host.world)
         progress = runtime.share_done(step, elapsed, max_steps, args)
@@ -417,14 +413,14 @@ def training_mb(model, optimizers):
 def finetune(args, host):
     """All seeds, from the flags to the last line."""
     host.say(f"{args.init_from}, {args.train}; {host.describe()}; {args.task or args.train_file}")
-    task_data, task = open_task(args, host)  # which also settles args.kind, .metric, .epochs, .class_weights
+    task_data = open_task(args, host)  # which also settles args.kind, .metric, .epochs, .class_weights
     tokenizer = open_tokenizer(args, task_data.splits["train"].texts)
     model = open_model(args, tokenizer, task_data.classes, args.seed, host)
     args.max_length = runtime.row_length(args.max_length, model.config)
     token_types = model.config.type_vocab_size > 1
     rows = {name: tasks.Rows(examples, args.kind, tokenizer, args.max_length, token_types)
             for name, examples in task_data.splits.items()}
-    args.lr = args.lr or default_lr(args, task, model.config, len(rows["train"]))
+    args.lr = args.lr or default_lr(args, model.config, len(rows["train"]))
     n_all = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # the last weights stay until the next ones are there

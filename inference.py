@@ -34,12 +34,11 @@ def open_model(path):
     """A checkpoint, or an adapter with its base -> model, tokenizer. ValueError if a head has no weights."""
     if is_adapter(path):
         return open_adapter(path)
-    config, module = runtime.read_config(path)
-    names = config.get("architectures")
+    names = runtime.read_config(path).get("architectures")
     architecture = str(names[0]) if names and isinstance(names, list) else "nothing"
     head = next((head for head in HEADS if architecture.endswith(head)), "ForPreTraining")
     with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
-        model = getattr(module, head).from_pretrained(path)
+        model = getattr(runtime.model_file(path), head).from_pretrained(path)
     # masks need neither a pooler nor the head of the sentence task
     lacking = [name for name in model.fresh if head != "ForPreTraining" or name.startswith("mlm")]
     if lacking:
@@ -53,7 +52,7 @@ def open_encoder(path):
         model, tokenizer = open_adapter(path)
         return lora.merge(model).encoder, tokenizer
     with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
-        encoder = runtime.read_config(path)[1].Encoder.from_pretrained(path)
+        encoder = runtime.model_file(path).Encoder.from_pretrained(path)
     tokenizer = open_tokenizer(path, encoder.config)
     file = os.path.join(tokenizers.local_directory(path), "sentence_bert_config.json")
     # sentence-transformers' files have a length of their own
@@ -63,8 +62,8 @@ def open_encoder(path):
 
 def pooling_of(path):
     """How sentence-transformers pools this checkpoint: "mean", unless its files say "cls"."""
-    folder = path if is_adapter(path) else tokenizers.local_directory(path)
-    settings = tokenizers.read_json(os.path.join(folder, "1_Pooling", "config.json"), {})
+    file = os.path.join(tokenizers.local_directory(path), "1_Pooling", "config.json")
+    settings = tokenizers.read_json(file, {})
     return "cls" if settings.get("pooling_mode_cls_token") else "mean"
 
 
@@ -91,9 +90,9 @@ def open_adapter(path):
                          f"{' or '.join(heads)}")
     options = {"num_labels": head_size(path)}
     if os.path.exists(os.path.join(path, "config.json")):  # ours; PEFT writes none
-        config, _ = runtime.read_config(path)
+        config = runtime.read_config(path)
         options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
-    head = getattr(runtime.read_config(base)[1], heads[adapter["task_type"]])
+    head = getattr(runtime.model_file(base), heads[adapter["task_type"]])
     with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
         model = head.from_pretrained(base, **options)
     lora.load(model, path)

@@ -14,10 +14,10 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """params: matrices (out, in). steps, dtype: of the Newton-Schulz iteration."""
+    """params: matrices (out, in). dtype: of the Newton-Schulz iteration."""
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, steps=5, dtype=torch.bfloat16):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps))
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.bfloat16):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         self.dtype = dtype
 
     @torch.no_grad()
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                     average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(average, group["momentum"]))  # Nesterov's
-                updates = orthogonal(torch.stack(updates).to(self.dtype), group["steps"])
+                updates = orthogonal(torch.stack(updates).to(self.dtype))
                 # an orthogonal update has a root mean square of 1 / sqrt(max(shape)), AdamW's about 0.2
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(params, updates):

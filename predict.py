@@ -232,9 +232,9 @@ def embed_texts(args, host):
 # A fine-tuned model: labels, metrics, merging
 
 def outputs_of(args, examples, kind, tokenizer, model, host):
-    """-> tasks.Rows, and their outputs as tasks.outputs gives them; with --stride one of each text."""
+    """-> tasks.Rows, and their outputs as tasks.logits_of gives them; with --stride one of each text."""
     rows, numbers = inference.make_rows(examples, kind, tokenizer, model.config, args.max_length, args.stride)
-    outputs = tasks.outputs(model, rows, args.batch_size, host)
+    outputs = tasks.logits_of(model, rows, args.batch_size, host)
     return rows, inference.mean_of_windows(outputs, rows, numbers)
 
 

@@ -176,8 +176,6 @@ class Pretrained(nn.Module):
 
 
 class Encoder(Pretrained):
-    """The encoder."""
-
     def __init__(self, config, pooler=True):
         super().__init__()
         self.config = config

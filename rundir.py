@@ -52,7 +52,8 @@ class Log:
         """The line; and the text, which has the same numbers, on the screen."""
         if text:
             self.host.say(text)
-        self.lines.append(json.dumps(line) + "\n")
+        if self.writes:
+            self.lines.append(json.dumps(line) + "\n")
         if self.track and "step" in line:
             seed = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
             self.track({seed * (name != "step") + name: value for name, value in line.items()
@@ -226,10 +227,10 @@ def model_card(out_dir):
     run, final = dict(lines[0]), lines[-1]
     for line in lines:
         run |= line if "resumed_at" in line else {}  # some flags may have changed
-    model_type = runtime.read_config(out_dir)[0]["model_type"]
+    model_type = runtime.read_config(out_dir)["model_type"]
     start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
-    pretraining = "unigram_nats" in run
-    tags, facts = (pretrained if pretraining else finetuned)(run, final, tokenizers.load(out_dir))
+    facts_of = pretraining_facts if "unigram_nats" in run else finetuning_facts
+    tags, facts = facts_of(run, final, tokenizers.load(out_dir))
     if run["init_from"] != "scratch" and not os.path.isdir(run["init_from"]):
         tags["base_model"] = run["init_from"]
     tags["tags"] = [model_type]
@@ -245,7 +246,7 @@ def model_card(out_dir):
             "Not evaluated for bias or safety; it repeats what its training text says.\n")
 
 
-def pretrained(run, final, tokenizer):
+def pretraining_facts(run, final, tokenizer):
     """-> front matter, facts"""
     facts = {
         "text": " ".join(run["data"]),
@@ -263,7 +264,7 @@ def pretrained(run, final, tokenizer):
     return {"library_name": "transformers", "pipeline_tag": "fill-mask"}, facts
 
 
-def finetuned(run, final, tokenizer):
+def finetuning_facts(run, final, tokenizer):
     best = max(final["seeds"], key=lambda seed: seed["score"])
     scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
     facts = {

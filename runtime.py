@@ -20,6 +20,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 import warnings
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -164,7 +165,7 @@ def choose_device(name):
 # Model files
 
 def read_config(path_or_name):
-    """config.json of a checkpoint, as a dict, and the model file (a module) that reads the checkpoint."""
+    """config.json of a checkpoint, as a dict."""
     file = os.path.join(tokenizers.local_directory(path_or_name), "config.json")
     if not os.path.exists(file):
         raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no config.json")
@@ -172,7 +173,12 @@ def read_config(path_or_name):
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type not in MODELS:
         raise ValueError(f"{file}: model_type is {model_type!r}, not one of {', '.join(MODELS)}")
-    return config, importlib.import_module(model_type)
+    return config
+
+
+def model_file(path_or_name):
+    """The module that reads a checkpoint: bert, roberta or albert."""
+    return importlib.import_module(read_config(path_or_name)["model_type"])
 
 
 def preset_names():
@@ -343,7 +349,10 @@ def one_line_errors(script):
     except BrokenPipeError:  # what reads the output has enough: head, or a pager that was left
         message, status, silent = "", 128 + 13, True  # as SIGPIPE
     except (ValueError, OSError) as error:
-        message, status = error, 2
+        message, status, at = error, 2, traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, ValueError) and not at.line.startswith("raise"):
+            # Python's own or NumPy's: more likely a mistake in the source than in the input
+            message = f"{error} ({os.path.basename(at.filename)}, line {at.lineno})"
     except Exception as error:
         if not type(error).__module__.startswith("torch._dynamo"):  # its classes take a second to import
             raise

@@ -6,7 +6,7 @@ Labelled data for fine-tuning: GLUE and AG News, your own files, and a task that
     rows = Rows(data.splits["train"], data.kind, tokenizer, max_length=128, token_types=True)
     for chosen in batches_by_length(rows.lengths, 32, rng):   # rows of about one length: little padding
         rows.inputs(chosen), rows.targets(chosen)
-    rows.scores(outputs(model, rows, 32, host), data.classes)  # accuracy, F1, MCC, ...
+    rows.scores(logits_of(model, rows, 32, host), data.classes)  # accuracy, F1, MCC, ...
 """
 
 import re
@@ -32,8 +32,6 @@ class Task:
     metric: str = "accuracy"  # that chooses the best checkpoint, one of those that scores() gives
     epochs: float = 3
     validation: str = "validation"  # the split
-    lr: float = 5e-5    # for all parameters of a model 768 wide
-    batch_size: int = 32
 
 GLUE, PAIR, NLI = "nyu-mll/glue:", ("sentence1", "sentence2"), ("entailment", "not_entailment")
 TASKS = {
@@ -346,6 +344,9 @@ def ids_of_labels(classes, used):
             ids[split] = {name: lower[name.lower()] for name in labels if name.lower() in lower}
     numbers = set().union(*(labels for split, labels in used.items() if split not in ids))
     start = 0 if numbers <= set(map(str, range(len(classes)))) else 1
+    if start == 0 < (least := min(map(int, numbers), default=0)):
+        print(f"no label is 0; they are taken as ids that begin there, {least} as {classes[least]!r}",
+              file=sys.stderr)
     return {split: ids.get(split, {str(i + start): i for i in range(len(classes))}) for split in used}
 
 
@@ -489,7 +490,7 @@ class Rows:
         return targets
 
     def scores(self, outputs, classes, threshold=0.5):
-        """outputs: an array for each row, as outputs() gives them -> {name: value}"""
+        """outputs: an array for each row, as logits_of() gives them -> {name: value}"""
         return scores(self.kind, self.flat(self.labels), self.flat(outputs), classes, threshold)
 
 
@@ -506,7 +507,7 @@ def batches_by_length(lengths, size, rng, window=200):
 
 
 @torch.no_grad()
-def outputs(model, rows, batch_size, host):
+def logits_of(model, rows, batch_size, host):
     """-> an array for each row, in order: (classes,), of a regression (1,), for tokens (words, classes). The
     processes of `host` share the work, and all get the whole."""
     was_training = model.training

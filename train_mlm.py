@@ -36,7 +36,7 @@ from muon import Muon
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
-    # what learns most from as many tokens: results/speedrun.md
+    # measured, part by part: results/speedrun.md
     "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, masking="rotating", dropout=0.0,
                  schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
@@ -44,15 +44,15 @@ RECIPES = {
                   schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
-    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250,
-                compile=False),
-    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50,
-                 eval_interval=1000, compile=True),
+    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
+    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50, eval_interval=1000,
+                 compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
+FRESH = ("unigram_bias", "sinusoids", "neighbours")  # of weights that are not a checkpoint's
 # what a resumed run may not change
-FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", "unigram_bias", "sinusoids",
-         "neighbours", "dropout", "seed", "batch_size", "seq_length", "masking")
+FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", *FRESH, "dropout", "seed",
+         "batch_size", "seq_length", "masking")
 EVAL_SEED = 0  # validation masks are the same in every run
 
 
@@ -126,7 +126,7 @@ def parse_arguments(argv):
             raise ValueError(f"--{'preset' if args.preset else 'positions'}: a checkpoint has its own size")
         scratch = args.init_from == "scratch"
         recipe = args.recipe or ("fast" if scratch else "paper")
-        model = "roberta" if scratch else runtime.read_config(args.init_from)[0]["model_type"]
+        model = "roberta" if scratch else runtime.read_config(args.init_from)["model_type"]
         kind = runtime.choose_device(args.device).partition(":")[0]
         defaults = {"recipe": recipe, "model": model} | RECIPES[recipe] | DEFAULTS[kind]
         if any(getattr(args, name) for name in LENGTHS):
@@ -139,11 +139,17 @@ def parse_arguments(argv):
     module = importlib.import_module(args.model)
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
+    given = p.given(args, FRESH)
     if args.init_from != "scratch":
-        args.unigram_bias = args.sinusoids = False  # the weights are there
+        if given:
+            raise ValueError(f"{', '.join(given)}: a checkpoint has its weights")
+        vars(args).update(dict.fromkeys(FRESH, False))
+    if "--neighbours" in given and args.neighbours > args.sinusoids:
+        raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both")
     args.neighbours &= args.sinusoids
     args.device = runtime.choose_device(args.device)
-    args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
+    if args.init_from == "scratch":
+        args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
     args.out_dir = args.out_dir or f"out/{args.model}"
     args.command = state["args"]["command"] if state else runtime.command("train_mlm.py", argv)
     rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
@@ -326,7 +332,7 @@ def count_targets(batch):
 def make_optimizers(model, args):
     """A list of optimizers: Muon for the matrices between embeddings and outputs, AdamW for the rest; or
     AdamW for all. Every group keeps the rate that it has here as the peak of its schedule."""
-    hidden = [] if args.optimizer == "adamw" else [
+    hidden = [] if args.optimizer == "adamw" else [  # but not the sentence head, 2 x H: it is an output
         module.weight for module in model.modules()
         if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
@@ -499,7 +505,8 @@ class Report:
                 f"{accuracy:.3f}" + (f", {self.task} acc {sentence_accuracy:.3f}" if self.task else ""))
         if not val:
             return self.log.write(f"step {step:6,} | {text}", **line)
-        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * len(val.tokens) / val.bytes)
+        predicted = len(val.tokens) - len(val.documents)  # a [SEP] between documents is not, and has no byte
+        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * predicted / val.bytes)
         self.log.write(f"\nfinal, after {step:,} steps, {line['tokens'] / 1e6:.2f} M tokens and "
                        f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
                        f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)
@@ -623,8 +630,8 @@ def train(args, state, host):
     elapsed = time.time() - start
     if step or not signals:
         save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
-    if signals:
-        advice = "nothing was written" if args.dry_run or not step else (
+    if signals:  # perhaps another process's
+        advice = "nothing was saved" if args.dry_run or not step else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
         raise runtime.Stop(f"stopped at step {step:,}; {advice}", 128 + (host.signals or [signal.SIGTERM])[0])
     report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])

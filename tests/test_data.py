@@ -53,6 +53,14 @@ def test_the_formats_and_folders_give_the_same_documents(tmp_path):
     assert len(documents(tmp_path, text_field="body")) == 3 * 3 + 2
 
 
+def test_the_token_files_of_a_cache_in_the_folder_are_no_text(tmp_path):
+    write(tmp_path / "a.txt", "\n".join(f"Number {i} goes on and on." for i in range(60)))
+    (tmp_path / "cache").mkdir()
+    before = documents(tmp_path)
+    data.prepare(data.open_corpus([str(tmp_path)]), None, "wordpiece", 100, str(tmp_path / "cache"))
+    assert list(tmp_path.glob("cache/*/vocab.txt")) and documents(tmp_path) == before
+
+
 def test_a_tsv_can_be_pretrained_on(tmp_path):
     rows = [f'Row {i} has a "quote.\t{i}' for i in range(40)]
     corpus = data.open_corpus([write(tmp_path / "a.tsv", "\n".join(["text\tn", *rows]))])

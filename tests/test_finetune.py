@@ -203,7 +203,7 @@ def test_default_rates():
         lengths = {"max_steps": None, "epochs": None} | length
         args = SimpleNamespace(train=train, batch_size=32, **lengths)
         config = SimpleNamespace(hidden_size=384)
-        return finetune.default_lr(args, tasks.OWN["classification"], config, n_rows)
+        return finetune.default_lr(args, config, n_rows)
     assert rate("full", 320, epochs=1) == rate("full", 64_000, epochs=1) == pytest.approx(1e-4)
     assert rate("lora", 31_968, epochs=1) == rate("lora", 10**9, max_steps=999) == pytest.approx(2e-3)
     assert rate("lora", 16_000, epochs=2) == rate("lora", 320, max_minutes=9) == pytest.approx(1e-3)
@@ -218,7 +218,8 @@ def test_what_is_frozen_stays(mode, finetuning, base, tmp_path):
     expected = {"lora": 2 * 2 * 8 * 5 * H + head, "head": head, "last_block": layer + head}
     assert log["trained"] == expected[mode]
     if mode == "lora":
-        assert read_log(tmp_path / "run")[0]["dropout"] == 0
+        first = read_log(tmp_path / "run")[0]
+        assert first["dropout"] == 0 and first["model"] == "bert"
         return
     before, after = (load_file(Path(d) / "model.safetensors") for d in (base["bert"], tmp_path / "run"))
     moved = {name for name in after if name not in before or not torch.equal(before[name], after[name])}

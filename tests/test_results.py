@@ -8,12 +8,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "results"))  # after the project, which has a lora.py, too
 
+import speedrun
 import tables
 
 
 def test_the_tables_are_what_the_script_writes():
     assert tables.readme() == (ROOT / "README.md").read_text()
     assert tables.results() == (ROOT / "results" / "README.md").read_text()
+    assert speedrun.table(tables.read("speedrun.json")) == (ROOT / "results" / "speedrun.md").read_text()
 
 
 def test_every_table_of_figures_is_written_by_the_script():

@@ -244,7 +244,7 @@ def test_outputs_are_in_the_order_of_the_rows(kind, world, vocabularies):
         def gather(part):
             parts.extend(part)
             return parts if rank == world - 1 else part
-        outputs = tasks.outputs(model.train(rank % 2 == 0), rows, 3, host(rank, world, gather))
+        outputs = tasks.logits_of(model.train(rank % 2 == 0), rows, 3, host(rank, world, gather))
         assert model.training == (rank % 2 == 0)
     assert len(outputs) == len(rows)
     for output, row in zip(outputs, rows.rows):
@@ -356,11 +356,15 @@ def test_labels_of_another_file_may_be_spelled_otherwise():
     assert tasks.clean_label(float("inf")) == float("inf") and tasks.clean_label(float("nan")) == ""
 
 
-def test_labels_are_not_guessed_across_files():
+def test_labels_are_not_guessed_across_files(capsys):
     """Ids begin where they begin in all the files; without given classes the training file spells them."""
     news = list(tasks.TASKS["ag_news"].labels)
     prepared = tasks.prepare({"train": labelled("1234"), "val": labelled("123")}, classes=news)
     assert prepared.splits["val"].labels == [0, 1, 2]
+    assert not capsys.readouterr().err
+    assert tasks.prepare({"val": labelled("123")}, classes=news).splits["val"].labels == [1, 2, 3]
+    assert capsys.readouterr().err == (
+        "no label is 0; they are taken as ids that begin there, 1 as 'Sports'\n")
     prepared = tasks.prepare({"train": labelled("123"), "val": labelled("0123")}, classes=news)
     assert prepared.splits["train"].labels == [1, 2, 3]
     with pytest.raises(ValueError, match="is none of the classes"):  # neither from 0 nor from 1 in both

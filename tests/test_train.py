@@ -459,6 +459,27 @@ def test_the_unigram_line_is_of_all_validation_targets(flags, tmp_path, capsys):
     assert f"{abs(gap):.3f} {'above' if gap > 0 else 'under'} the unigram line" in capsys.readouterr().out
 
 
+def test_nats_per_byte_by_hand(flags, tmp_path):
+    """Every document ends with a [SEP], which no model has to predict and no byte stands for."""
+    file = tmp_path / "val.txt"
+    file.write_text("\n\n".join(f"A tale of {i} cities." for i in range(100)))
+    train_mlm.main(flags(tmp_path / "run", "roberta", "--max_steps", "1", "--val_data", file))
+    tokenizer, documents = tokenizers.load(tmp_path / "run"), file.read_text().split("\n\n")
+    tokens, size = (sum(map(len, map(of, documents))) for of in (tokenizer.encode, str.encode))
+    final = read_log(tmp_path / "run")[-1]
+    assert final["nats_per_byte"] == pytest.approx(final["val_loss"] * tokens / size, rel=1e-9)
+
+
+def test_a_mistake_in_the_source_says_where(flags, tmp_path, capsys, monkeypatch):
+    """Python raises ValueErrors, too, which are not about the input."""
+    def sums_of(*arguments):
+        one, two = 1, 2, 3
+    monkeypatch.setattr(train_mlm, "sums_of", sums_of)
+    line = sums_of.__code__.co_firstlineno + 1
+    error = refused(flags(tmp_path), capsys)
+    assert error == f"train_mlm.py: too many values to unpack (expected 2) (test_train.py, line {line})"
+
+
 def test_a_run_speaks_before_it_reads(flags, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_mlm.main(flags(tmp_path, "roberta", "--data", "nothing.txt"))
@@ -497,7 +518,7 @@ def test_training_goes_on_from_a_checkpoint(flags, tmp_path):
     train_mlm.main(flags(tmp_path / "a", "bert", "--recipe", "paper"))
     train_mlm.main(flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a"))
     a, b = (read_log(tmp_path / name) for name in "ab")
-    assert b[1]["loss"] < a[1]["loss"] - 0.2
+    assert b[1]["loss"] < a[1]["loss"] - 0.2 and b[0]["model"] == "bert" and b[0]["preset"] is None
     assert (tmp_path / "a" / "vocab.txt").read_bytes() == (tmp_path / "b" / "vocab.txt").read_bytes()
 
 
@@ -533,6 +554,8 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--lr", "inf"], "argument --lr: inf is not positive"),
     (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
     (["--init_from", "out/some", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
+    (["--init_from", "CHECKPOINT", "--sinusoids"], "--sinusoids: a checkpoint has its weights"),
+    (["--recipe", "paper", "--neighbours"], "--neighbours: heads find a neighbour by --sinusoids; give both"),
     (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--threads", "-1"], "argument --threads: -1 is not a positive whole number"),
@@ -544,6 +567,8 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--cache_dir", "/proc/nothing"], "--cache_dir /proc/nothing cannot be written"),
 ])
 def test_bad_input(more, message, flags, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    more = [str(tmp_path) if word == "CHECKPOINT" else word for word in more]
     error = refused(flags(tmp_path / "out", "roberta", *more), capsys)
     assert message in error and error.startswith("train_mlm.py: ")
     assert not (tmp_path / "out").exists()
@@ -594,7 +619,7 @@ def test_ctrl_c_before_the_first_step_leaves_the_run_it_was_to_replace(flags, tm
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit:
         patch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", interrupt)
         train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "1"))
-    assert exit.value.code == 130 and "stopped at step 0; nothing was written" in capsys.readouterr().err
+    assert exit.value.code == 130 and "stopped at step 0; nothing was saved" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

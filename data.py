@@ -452,8 +452,8 @@ class Rows:
         was cut, so that an epoch sees that part twice (a quarter of the text in rows of 64 tokens, a sixth in
         rows of 128) and all of it at least once. Only a sentence of more than W tokens is cut into windows.
     masking "dynamic": every epoch has new masks (Liu et al. 2019, section 4.1)
-        "rotating": and no token has its second before every token had one, with 25 % masks after four epochs;
-        so it is where windows recur, and nearly so where they move, exchange parts or lose whole words
+        "rotating": and hardly a token has its second before every token had one, with 25 % masks after four
+        epochs; none has where windows recur, do not overlap and keep their parts
         "static": every epoch has the same windows, pairs and masks, in another order, as the first BERT's
     """
 

@@ -94,8 +94,8 @@ def parser():
     add("--mask_prob", type=runtime.fraction, help="share of the tokens to predict; validation has 0.15")
     add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
     add("--masking", choices=("dynamic", "rotating", "static"),
-        help="dynamic: new masks every epoch; rotating: and no token's second before every token had one; "
-        "static: the same every epoch")
+        help="dynamic: new masks every epoch; rotating: and hardly a token's second before all had their "
+        "first; static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
         help="word: all the tokens of a word; ngram: of one to three words")
     runtime.add_training_flags(p, beta2=0.98, eps=1e-6)

@@ -14,11 +14,9 @@ Speed, beside the libraries that do the same: always a ratio, both measured in t
 tokens in a row, vocabulary. runtime.flops_of_a_row() says what counts as the work of a step.
 """
 
-import argparse
 import importlib
 import json
 import os
-import platform
 import re
 import shlex
 import statistics
@@ -72,8 +70,8 @@ def read_case(text, dropout=None, layers=None, mask_prob=0.15, rows=None, length
         raise ValueError(f"--cases {text}: rows have 8 to {config.longest_row} tokens, of at least 10 ids")
     sentence_task = module.SENTENCE_TASK is not None
     return dict(name=text, family=module.MODEL_TYPE, preset=match[1], config=asdict(config), rows=rows,
-                length=length, masked=max(1, round(mask_prob * (length - 2 - sentence_task))),
-                sentence_task=sentence_task)
+                length=length, longest=config.longest_row, sentence_task=sentence_task,
+                masked=max(1, round(mask_prob * (length - 2 - sentence_task))))
 
 
 def useful_flops(case):
@@ -133,7 +131,7 @@ def our_model(spec):
     """-> the model, and a function that computes the loss as train_mlm.py does."""
     import runtime
     model = importlib.import_module(spec["family"]).ForPreTraining.from_pretrained(spec["checkpoint"])
-    host = runtime.Host(argparse.Namespace(device="cpu", dtype=spec["dtype"], threads=spec["threads"]))
+    host = runtime.Host(SimpleNamespace(device="cpu", dtype=spec["dtype"], threads=spec["threads"]))
     batch = make_batch(spec)
 
     def loss_of():
@@ -198,7 +196,8 @@ class Worker:
 
 
 def environment(**variables):
-    """Of a process that finds OpenMP's own setting, or imports runtime by itself; here that is imported."""
+    """os.environ without GOMP_SPINCOUNT, which runtime has set here: a child finds OpenMP's own, or imports
+    runtime and sets it."""
     return {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | variables
 
 
@@ -234,12 +233,10 @@ class Table:
     every row, so that a run that is stopped leaves what it had. Lists and dicts are only in the file."""
 
     def __init__(self, args, argv):
-        cpu = platform.processor() or platform.machine()
-        if os.path.exists("/proc/cpuinfo"):
-            with open("/proc/cpuinfo", encoding="utf-8") as f:
-                cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), cpu)
-        versions = {d.name: d.version for d in distributions() if d.name in ("torch", "transformers")}
-        self.machine = dict(cpu=cpu, cores=os.cpu_count()) | versions
+        import runtime
+        import torch
+        self.machine = dict(machine=runtime.machine(torch.device("cpu"))) | {
+            d.name: d.version for d in distributions() if d.name in ("torch", "transformers")}
         self.report = dict(what=args.what, command=shlex.join(["python", "bench.py", *argv]),
                            date=time.strftime("%Y-%m-%d %H:%M"), machine=self.machine, results=[])
         self.file, self.columns = args.json, None
@@ -303,7 +300,8 @@ def bench_costs(args, table):
     for text in args.cases:
         base = read_case(text)
         tokens = base["rows"] * base["length"]
-        changes = [dict(length=T, rows=max(1, tokens // T)) for T in (64, 128, 256, 512)]
+        changes = [dict(length=T, rows=max(1, tokens // T)) for T in (64, 128, 256, 512)
+                   if T <= base["longest"]]
         changes += [dict(rows=B) for B in (8, 16, 32, 64)]
         changes += [dict(layers=n) for n in (1, 2, 4, 8)]
         changes += [dict(mask_prob=p) for p in (0.15, 0.3)]
@@ -417,12 +415,11 @@ def bench_gpu(args, table):
         for case, recipe, compiled in runs:
             tokens_per_s, log = pretrain(case, args, folder, "--device", args.device, "--recipe", recipe,
                                          compiled)
-            tflops = tokens_per_s * useful_flops(case) / (case["rows"] * case["length"]) / 1e12
+            work = useful_flops(read_case(case["name"], mask_prob=log[0]["mask_prob"]))
+            tflops = tokens_per_s * work / (case["rows"] * case["length"]) / 1e12
             table.add(case=case["name"], recipe=recipe, compiled=compiled, dtype=log[0]["dtype"],
                       tokens_per_s=tokens_per_s, tflop_per_s=tflops, mfu=tflops / peak if peak else None,
                       val_loss=log[-1]["val_loss"])
-        for case in cases:
-            compare_losses(case, args, folder, table)
         for mode in ("full", "lora"):  # on the task that needs no network
             log = run_script("finetune.py", [
                 "--init_from", f"{folder}/run", "--train", mode, "--device", args.device, "--max_steps",
@@ -430,12 +427,14 @@ def bench_gpu(args, table):
             table.add(finetuning=case["name"], train=mode, dtype=log[0]["dtype"], accuracy=log[-1]["mean"],
                       rows_per_s=32000 / log[-1]["ms_per_step"],
                       peak_memory_mb=log[-1]["peak_memory_mb"])
+        for case in cases:
+            compare_losses(case, args, folder, table)
 
 
 def compare_losses(case, args, folder, table):
     """The same seed here and on the CPU: up to 20 steps of up to 16 rows, float32 (on a GPU TF32), without
     dropout, whose numbers no two devices draw alike."""
-    few = argparse.Namespace(text=args.text, steps=min(20, args.steps))
+    few = SimpleNamespace(text=args.text, steps=min(20, args.steps))
     case = case | dict(rows=min(16, case["rows"]))
     here, cpu = ([line["loss"] for line in pretrain(
         case, few, folder, "--device", device, "--dtype", "float32", "--dropout", 0, "--no-compile",

@@ -19,8 +19,8 @@ import runtime
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FINETUNE, PLOT = os.path.join(HERE, "finetune.py"), os.path.join(HERE, "plot.py")
-COLUMNS = ("run", "trained parameters", "share", "{metric}", "s an epoch", "ms a step", "peak memory, MB",
-           "gradients and optimizer, MB", "on disk, MB")
+COLUMNS = ("run", "trained parameters", "share", "best validation, × 100", "s an epoch", "ms a step",
+           "peak memory, MB", "gradients and optimizer, MB", "on disk, MB")
 
 
 def parse_arguments(argv):
@@ -31,7 +31,7 @@ def parse_arguments(argv):
     args, common = p.parse_known_args(argv)
     for flag in common:
         if flag.partition("=")[0] in ("--train", "--dry_run"):
-            raise ValueError(f"{flag} beside --runs, which says what is trained")
+            raise ValueError(f"{flag}: --runs says what is trained, and each is checked by a dry run first")
     if len(set(args.runs)) < len(args.runs):
         raise ValueError("--runs: one of them is there twice")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -57,12 +57,11 @@ def compare(args, commands):
         print(f"\n{' '.join(command[1:])}", flush=True)
         run_and_wait(run, command)
         logs[run] = rundir.read_log(folder)[-1]
-    metric = next(iter(logs.values()))["metric"]
-    table = [[column.format(metric=metric) for column in COLUMNS]]
+    table = [COLUMNS]
     for run, log in logs.items():
         deviation = f" ± {100 * log['std']:.2f}" if len(log["seeds"]) > 1 else ""
         table.append([run, f"{log['trained']:,}", f"{100 * log['trained'] / log['parameters']:.2f}%",
-                      f"{100 * log['mean']:.2f}{deviation}", f"{log['s_per_epoch']:.1f}",
+                      f"{log['metric']} {100 * log['mean']:.2f}{deviation}", f"{log['s_per_epoch']:.1f}",
                       f"{log['ms_per_step']:.0f}", f"{log['peak_memory_mb']:,.0f}",
                       f"{log['training_mb']:.1f}", f"{log['disk_mb']:.2f}"])
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -76,6 +75,8 @@ def compare(args, commands):
         print(f"\n{args.out_dir}/compare.md; with matplotlib there would be a picture")
         return
     print(f"\n{args.out_dir}/compare.md", flush=True)
+    if len({log["metric"] for log in logs.values()}) > 1:
+        return  # one picture has one metric
     folders = [folder for folder, _ in commands.values()]
     run_and_wait("plot.py", [sys.executable, PLOT, *folders, "--names", *commands, "--out", picture])
 

@@ -146,6 +146,7 @@ def section(gr, host, title, answer, texts, choices={}):
         boxes += [gr.Radio(values, value=values[0], label=label, visible=len(values) > 1)
                   for label, values in choices.items()]
         output = gr.HTML(answer(*(box.value for box in boxes)))
+        # a Textbox is submitted, a Radio changes
         gr.on([getattr(box, "submit", box.change) for box in boxes], answer, boxes, output,
               concurrency_id="model", show_progress="hidden", api_visibility="private")
 

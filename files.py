@@ -71,7 +71,7 @@ def json_objects(file):
             where = f"{file}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # the latter: too deep a nesting
                 raise ValueError(f"{where}: not JSON: {error}") from error
             if not isinstance(row, dict) or not row:
                 raise ValueError(f'{where}: not a JSON object like {{"text": "..."}}')
@@ -95,7 +95,7 @@ def table_rows(file, header, known):
         if len(row) != len(names):
             raise ValueError(f"{file}, line {number}: {len(row)} columns; the first line has {len(names)}"
                              + ("; a text with commas needs quotes" if is_csv else ""))
-        yield f"{file}, line {number}", {name: cell for name, cell in zip(names, row)}
+        yield f"{file}, line {number}", dict(zip(names, row))
 
 
 def check_names(names, where):

@@ -61,10 +61,16 @@ def open_encoder(path):
 
 
 def pooling_of(path):
-    """How sentence-transformers pools this checkpoint: "mean", unless its files say "cls"."""
+    """How sentence-transformers pools this checkpoint: "mean", unless its files say "cls". ValueError for its
+    other ways."""
     file = os.path.join(tokenizers.local_directory(path), "1_Pooling", "config.json")
-    settings = tokenizers.read_json(file, {})
-    return "cls" if settings.get("pooling_mode_cls_token") else "mean"
+    settings = tokenizers.read_json(file, {"pooling_mode": "mean"})
+    before_6 = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    ways = [before_6.get(name, name) for name, on in settings.items()
+            if name.startswith("pooling_mode_") and on is True] or [settings.get("pooling_mode")]
+    if ways not in (["mean"], ["cls"]):
+        raise ValueError(f"{file}: this pools by mean or cls, not by {ways}; see --pooling")
+    return ways[0]
 
 
 def open_tokenizer(path, config):
@@ -294,7 +300,8 @@ def attention(model, tokenizer, text):
         q, k = (y.unflatten(-1, (module.num_heads, -1)).transpose(1, 2)  # (1, T, H) -> (1, nh, T, D)
                 for y in (module.query(x), module.key(context)))
         maps.append((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)[0])
-    hooks = [module.register_forward_pre_hook(keep) for module in encoder.modules() if hasattr(module, "key")]
+    hooks = [module.register_forward_pre_hook(keep) for module in encoder.modules()
+             if hasattr(module, "key")]  # the attention; ALBERT calls its one in every layer
     try:
         ids = tokenizer.encode(with_masks(text, tokenizer), specials=True)
         ids = [tokenizer.cls_id, *ids, tokenizer.sep_id]

@@ -12,9 +12,9 @@ Use a checkpoint: one of ours, or any BERT, RoBERTa or ALBERT of the hub; an ada
 Texts are arguments, a file, or the lines of standard input; a tab separates the two of a pair.
 
 A line of --json has the columns of the row as they came, or {"text": the line}, and then what is predicted:
-label and probabilities; score, of a regression; tags and probabilities, and words if they came as one string;
-masks; score, pseudo_perplexity and tokens. A name that is a column of the file already gets predicted_ before
-it, as in predicted_label.
+label (of several: labels) and probabilities; score, of a regression; tags and probabilities, and words if they
+came as one string; masks; score, pseudo_perplexity and tokens. A name that is a column of the file already
+gets predicted_ before it, as in predicted_label.
 """
 
 import json
@@ -102,8 +102,8 @@ def check_flags(args):
 # Texts in, lines out
 
 def read_texts(args, pairs=False):
-    """Yields (text, where, row) of arguments, --file or standard input. text: a tuple of one string, or where
-    `pairs` may be of two (of a table: strings or lists of words); row: {column: cell}, all as it came."""
+    """Yields (text, where, row) of arguments, --file or standard input. text: a tuple of one string, with
+    `pairs` perhaps of two, and of a table perhaps of a list of words; row: {column: cell}, all as it came."""
     if args.file and args.file.endswith(files.TABLES):
         examples = tasks.read_file(args.file, args.header, args.text_columns, args.label_column, False)
         for text, where, row in zip(examples.texts, examples.where, examples.rows):
@@ -133,11 +133,6 @@ def read_all(args, pairs=False):
     if not examples.texts:
         raise ValueError("there are no texts")
     return examples
-
-
-def columns_of(examples):
-    """All names that any row has, so that those of what is predicted are the same in every line."""
-    return {name for row in examples.rows for name in row}
 
 
 def answer(args, row, columns, plain, **predicted):
@@ -190,7 +185,7 @@ def fill_masks(args, model, tokenizer, host):
 
 def score_texts(args, model, tokenizer, host):
     examples = read_all(args)
-    texts, columns = [text for text, in examples.texts], columns_of(examples)
+    texts, columns = [text for text, in examples.texts], set().union(*examples.rows)
     with host.autocast(model.config.longest_row):
         scores = inference.score(model, tokenizer, texts, args.batch_size, examples.where)
         for text, row, tokens in zip(texts, examples.rows, scores):
@@ -240,7 +235,7 @@ def outputs_of(args, examples, kind, tokenizer, model, host):
 
 def give_labels(args, model, tokenizer, kind, host):
     classes, examples = list(model.config.id2label.values()), read_all(args, pairs=True)
-    came, columns = list(examples.texts), columns_of(examples)
+    came, columns = list(examples.texts), set().union(*examples.rows)  # the columns that any row has
     tasks.check_texts(examples, kind)  # which of a text makes a list of words, where those are labelled
     inference.check_stride(examples, kind, args.max_length, args.stride)  # before a line is printed
     cut, cut_words, n = 0, 0, len(came)
@@ -264,6 +259,8 @@ def prediction(kind, classes, text, output, threshold):
         labels = [name for name, is_above in zip(classes, tasks.above(logits, threshold)) if is_above]
         probabilities = dict(zip(classes, (1 / (1 + np.exp(-logits))).tolist()))
         return {"labels": labels, "probabilities": probabilities}, "|".join(labels) + "\t" + "\t".join(text)
+    if kind == "regression":
+        return {"score": float(output[0])}, f"{output[0]:.4f}\t" + "\t".join(text)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     if kind == "tokens":
@@ -271,8 +268,6 @@ def prediction(kind, classes, text, output, threshold):
         tags = [classes[i] for i in output.argmax(-1)] + cut
         plain = " ".join(f"{word}/{tag}" for word, tag in zip(text, tags))
         return {"tags": tags, "probabilities": p.max(-1).tolist() + cut}, plain
-    if kind == "regression":
-        return {"score": float(output[0])}, f"{output[0]:.4f}\t" + "\t".join(text)
     label = classes[output.argmax()]
     return ({"label": label, "probabilities": dict(zip(classes, p.tolist()))},
             f"{label}\t{p.max():.4f}\t" + "\t".join(text))

@@ -134,12 +134,14 @@ BYTE_OF = {character: b for b, character in SPELLING.items()}
 class ByteLevelBPE(Tokenizer):
     ROLES = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 
-    def __init__(self, tokens, merges):
-        """tokens: all, by id. merges: the pairs of tokens, as bytes, in the order they were learned."""
+    def __init__(self, tokens, merges, prefix_space=False):
+        """tokens: all, by id. merges: the pairs of tokens, as bytes, in the order they were learned.
+        prefix_space: a text that begins without a space gets one: its first word is like the others."""
         ranked = [bytes([b]) for b in BYTES] + [left + right for left, right in merges]
         spelled = [spell(token) for token in ranked]
         super().__init__(tokens, self.ROLES if "<s>" in tokens else {"end": "<|endoftext|>"}, spelled)
-        self.merges, self.settings = merges, spelled[256:]
+        self.merges, self.prefix_space = merges, prefix_space
+        self.settings = spelled[256:] + ["prefix_space"] * prefix_space
         self.encoding = tiktoken.Encoding("bpe", pat_str=WORD.pattern, special_tokens={},
                                           mergeable_ranks={token: rank for rank, token in enumerate(ranked)})
         # tiktoken returns ranks; the ids of RoBERTa, for one, are a permutation of GPT-2's ranks
@@ -149,6 +151,8 @@ class ByteLevelBPE(Tokenizer):
         self.starts_word = np.array([token.startswith(b" ") for token in self.bytes_of_id])
 
     def _encode(self, text):
+        if self.prefix_space and text and text[0] != " ":
+            text = " " + text
         return self.id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
 
     def encode_batch(self, texts):
@@ -166,7 +170,7 @@ class ByteLevelBPE(Tokenizer):
 
     def files(self):
         merges = "".join(f"{spell(left)} {spell(right)}\n" for left, right in self.merges)
-        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
+        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self.prefix_space}
         if self.mask_id is not None:
             mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "rstrip": False,
                     "normalized": False, "single_word": False, "special": True}
@@ -176,7 +180,8 @@ class ByteLevelBPE(Tokenizer):
 
     @classmethod
     def from_directory(cls, path):
-        """Reads vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2), or else tokenizer.json."""
+        """Reads vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2), or else tokenizer.json; of
+        tokenizer_config.json whether a space goes before, as transformers does."""
         vocabulary_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
         if not os.path.exists(merges_file):
             vocabulary_file, merges_file = os.path.join(path, "encoder.json"), os.path.join(path, "vocab.bpe")
@@ -194,7 +199,9 @@ class ByteLevelBPE(Tokenizer):
         for number, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise ValueError(f"merge {number + 1} is of {pair}, which are not two tokens")
-        return cls(tokens_by_id(vocabulary), [(unspell(left), unspell(right)) for left, right in pairs])
+        config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
+        return cls(tokens_by_id(vocabulary), [(unspell(left), unspell(right)) for left, right in pairs],
+                   config.get("add_prefix_space") is True)
 
     @classmethod
     def train(cls, texts, vocab_size):

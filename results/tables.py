@@ -23,7 +23,7 @@ def keep(out_dir, name):
     """out_dir/log.jsonl -> logs/name.jsonl"""
     with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
         first, *lines = map(json.loads, f)
-    training = [line for line in lines if "loss" in line and "final" not in line]
+    training = [line for line in lines if "loss" in line]
     apart = max(1, -(-len(training) // LINES))
     chosen = {id(line) for line in training[::-apart]}  # the last one is among them
     os.makedirs(os.path.join(HERE, "logs"), exist_ok=True)

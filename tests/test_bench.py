@@ -70,7 +70,7 @@ def test_both_sides_have_one_loss(measured):
 
 def test_figures_in_json(measured):
     assert measured["what"] == "pretraining" and "--cases bert-tiny:2x16:200" in measured["command"]
-    assert measured["machine"]["torch"] == torch.__version__ and measured["machine"]["cores"] > 0
+    assert measured["machine"]["torch"] == torch.__version__ and "cores" in measured["machine"]["machine"]
     gflop = bench.useful_flops(bench.read_case("bert-tiny:2x16:200")) / 1e9
     for row in measured["results"]:
         assert row["gflop"] == gflop and row["tokens_per_s"] == pytest.approx(32000 / row["ms"])

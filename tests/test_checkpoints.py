@@ -146,7 +146,7 @@ def run_alone(name, code, folder):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["lora", "muon", "tokenizer", "files"])
+@pytest.mark.parametrize("name", ["lora", "muon", "init", "tokenizer", "files"])
 def test_a_copied_file_is_imported_alone(name, tmp_path):
     run_alone(name, "", tmp_path)
 

@@ -32,10 +32,18 @@ def test_two_runs_two_seeds(flags, tmp_path):
     logs = [read_log(tmp_path / name) for name in ("full", "lora-lr-2e-2-lora_r-4")]
     assert [log[0]["lr"] for log in logs] == [5e-5 * 768 / 128, 2e-2]  # bert-tiny is 128 wide
     full, lora = (log[-1] for log in logs)
+    assert f"| accuracy {100 * full['mean']:.2f} ± {100 * full['std']:.2f} |" in table[2]
     assert f"| {lora['trained']:,} | {100 * lora['trained'] / lora['parameters']:.2f}% | " in table[3]
     # gradients and two moments of what is trained, and AdamW's step counts
     assert lora["training_mb"] == pytest.approx(12 * lora["trained"] / 1e6, rel=0.01)
     assert lora["training_mb"] < 0.1 * full["training_mb"] and lora["disk_mb"] < 0.1 * full["disk_mb"]
+
+
+def test_runs_with_metrics_of_their_own(flags, tmp_path):
+    """Each score says what it is, and there is no picture of both."""
+    compare.main(flags(tmp_path, "head --metric mcc", "head", more=["--epochs", "1"]))
+    rows = (tmp_path / "compare.md").read_text().splitlines()[2:]
+    assert "| mcc " in rows[0] and "| accuracy " in rows[1] and not (tmp_path / "compare.png").exists()
 
 
 def test_a_signal_goes_to_the_run(flags, tmp_path):
@@ -57,7 +65,8 @@ def test_a_signal_goes_to_the_run(flags, tmp_path):
     (["full", "half"], [], "argument --train: invalid choice: 'half'"),
     (["full", "lora --lr fast"], [], "argument --lr: invalid float value: 'fast'"),
     (["full", "lora", "full"], [], "one of them is there twice"),
-    (["full", "head"], ["--train", "head"], "--train beside --runs"),
+    (["full", "head"], ["--train", "head"], "--train: --runs says what is trained"),
+    (["full"], ["--dry_run"], "and each is checked by a dry run first"),
     (["full"], ["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
 ])
 def test_bad_input_is_found_before_the_first_run(runs, more, message, flags, tmp_path, capfd):

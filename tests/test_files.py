@@ -95,6 +95,7 @@ BAD = [
     ("a.csv", "text,label\ncafé,1\n".encode("latin-1"), "a.csv, line 2: not UTF-8"),
     ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
     ("a.jsonl", '{"text": "x"}\nnot json\n', "a.jsonl, line 2: not JSON"),
+    ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
     ("a.jsonl", '{"text": "x"}\n\n["x"]\n', "a.jsonl, line 3: not a JSON object"),
     ("a.jsonl", '{}\n{"text": "x"}\n', "a.jsonl, line 1: not a JSON object"),
     ("a.jsonl", "\n\n", "a.jsonl has no rows"),

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 import finetune
 import inference
@@ -162,6 +164,23 @@ def test_windows_count_by_their_tokens():
     np.testing.assert_allclose(vectors[0], torch.cat(states).mean(0), atol=1e-5)
     whole, _ = inference.embed(encoder, tokenizer, [TEXTS[0]])
     np.testing.assert_allclose(vectors[1], whole[0], atol=1e-6)  # one window is the text
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_pooling_is_what_sentence_transformers_wrote(mode, tmp_path):
+    """As version 6 writes it, and as those before."""
+    Pooling(4, mode).save(str(tmp_path))  # of vectors 4 wide
+    now = json.loads((tmp_path / "config.json").read_text())
+    before = {"word_embedding_dimension": 4, "pooling_mode_mean_tokens": mode == "mean",
+              "pooling_mode_cls_token": mode == "cls", "pooling_mode_max_tokens": mode == "max"}
+    (tmp_path / "1_Pooling").mkdir()
+    for settings in (now, before):
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+        if mode == "max":
+            with pytest.raises(ValueError, match="pools by mean or cls, not by .*max"):
+                inference.pooling_of(str(tmp_path))
+        else:
+            assert inference.pooling_of(str(tmp_path)) == mode
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -167,12 +167,21 @@ def test_words_beyond_the_length(finetuning, tmp_path, capsys):
         ["--checkpoint", str(tmp_path), "the film", "--stride", "4"], capsys)
 
 
-def test_a_file_without_the_hub(finetuning, files, tmp_path, capsys, monkeypatch):
-    """--task beside --test_file names the labels; nothing is downloaded to evaluate."""
+def test_a_task_names_the_classes(finetuning, files, tmp_path, capsys, monkeypatch):
+    """Those of a checkpoint that does not. Class 0 of SST-2 is negative; nothing is downloaded to evaluate a file."""
     finetune.main(finetuning(tmp_path, "single", "bert", "--epochs", "1"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    names = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config | names))
+    text = Path(files["val_single"]).read_text()
+    (tmp_path / "dev.csv").write_text(text.replace(",bad\n", ",negative\n").replace(",good\n", ",positive\n"))
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
-    use(tmp_path, "--task", "sst2", "--evaluate", files["val_single"])
-    assert f"rows of {files['val_single']}: accuracy" in capsys.readouterr().out
+    capsys.readouterr()
+    use(tmp_path, "--task", "sst2", "--evaluate", tmp_path / "dev.csv")
+    out = capsys.readouterr().out
+    assert f"rows of {tmp_path / 'dev.csv'}: accuracy {final(tmp_path)['mean']:.4f}" in out
+    assert "negative" in out and "LABEL" not in out
 
 
 def test_what_is_held_out(finetuning, files, tmp_path, capsys):

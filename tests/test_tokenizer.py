@@ -245,6 +245,22 @@ def test_what_transformers_saves_opens_here(kind, trained, tmp_path):
     assert tokenizer.load(str(tmp_path / "theirs")).hash() == trained[kind].hash()
 
 
+def test_a_space_before_the_first_word_as_transformers_puts_it(trained, tmp_path):
+    """add_prefix_space, with which taggers of words are saved; tokenizer_config.json decides."""
+    (tmp_path / "given").mkdir()
+    trained["bpe"].save(tmp_path / "given")
+    theirs = RobertaTokenizer.from_pretrained(tmp_path / "given", add_prefix_space=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tokenizer.load(tmp_path / "theirs")
+    (tmp_path / "again").mkdir()
+    ours.save(tmp_path / "again")
+    for text in ("Hello there", " Hello", "\tHello", "", "one <mask>two<mask> three"):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, specials=True) == expected
+        assert tokenizer.load(tmp_path / "again").encode(text, specials=True) == expected
+    assert ours.encode("Hello") != trained["bpe"].encode("Hello") and ours.hash() != trained["bpe"].hash()
+
+
 def test_albert_saved_by_transformers_opens_here(published, tmp_path):
     """The symbols that spiece.model has, and tokenizer.json has only as added tokens, must survive."""
     ours, theirs = both(published, "albert")

@@ -101,8 +101,7 @@ def compare(encoder, tokenizer, text, others):
 
 def attend(model, tokenizer, text, layer, head):
     """An SVG: a row for each token that looks, a column for each that it looks at."""
-    text = inference.with_masks(text, tokenizer)
-    if (n := len(tokenizer.encode(text, specials=True)) + 2) > SQUARES:
+    if (n := len(inference.masked_row(text, tokenizer))) > SQUARES:
         raise ValueError(f"The limit of a map is {SQUARES} tokens; this text has {n}.")
     tokens, maps = inference.attention(model, tokenizer, text)
     weights = (maps[layer - 1].mean(0) if head == "mean" else maps[layer - 1, head - 1]).tolist()

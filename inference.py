@@ -136,10 +136,11 @@ def kind_of(model):
 # -----------------------------------------------------------------------------
 # Masks
 
-def with_masks(text, tokenizer):
-    """[MASK] and <mask> as the tokenizer writes it."""
+def masked_row(text, tokenizer):
+    """-> the ids of a row, in which both [MASK] and <mask> are masks."""
     mask = tokenizer.special_tokens.get("mask", "<mask>")
-    return text.replace("[MASK]", mask).replace("<mask>", mask)
+    ids = tokenizer.encode(text.replace("[MASK]", mask).replace("<mask>", mask), specials=True)
+    return [tokenizer.cls_id, *ids, tokenizer.sep_id]
 
 
 @torch.no_grad()
@@ -148,8 +149,7 @@ def fill(model, tokenizer, text, top=5):
 
     Several masks are filled independently of each other, as in pretraining. ValueError if there is none.
     """
-    ids = tokenizer.encode(with_masks(text, tokenizer), specials=True)
-    ids = torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]], device=model.mlm.bias.device)
+    ids = torch.tensor([masked_row(text, tokenizer)], device=model.mlm.bias.device)
     positions = (ids[0] == tokenizer.mask_id).nonzero().T  # (1, K)
     if positions.numel() == 0:
         raise ValueError(f"no [MASK] or <mask> in {text!r}")
@@ -303,8 +303,7 @@ def attention(model, tokenizer, text):
     hooks = [module.register_forward_pre_hook(keep) for module in encoder.modules()
              if hasattr(module, "key")]  # the attention; ALBERT calls its one in every layer
     try:
-        ids = tokenizer.encode(with_masks(text, tokenizer), specials=True)
-        ids = [tokenizer.cls_id, *ids, tokenizer.sep_id]
+        ids = masked_row(text, tokenizer)
         encoder(torch.tensor([ids], device=next(encoder.parameters()).device))
     finally:
         for hook in hooks:

@@ -410,16 +410,6 @@ def random_numbers(seed, purpose, epoch, row=0):
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, epoch]))
 
 
-def hashed(numbers, key):
-    """Integers -> as many numbers in [0, 1) that look random, for what random_numbers() would need a stream a
-    token: the mixer of splitmix64 (Steele et al. 2014)."""
-    x = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x += np.uint64(key * 0xD1B54A32D192ED03 % 2**64)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return (x ^ x >> np.uint64(31)) / 2.0**64
-
-
 def dropout_seed(seed, step, rank):
     """For torch.manual_seed(). 32 bits, as the CPU's generator takes no more."""
     return int(random_numbers(seed, DROPOUT, step, rank).integers(2**32))
@@ -451,27 +441,24 @@ class Rows:
         With a task windows begin at a sentence and end anywhere. The next one begins with the sentence that
         was cut, so that an epoch sees that part twice (a quarter of the text in rows of 64 tokens, a sixth in
         rows of 128) and all of it at least once. Only a sentence of more than W tokens is cut into windows.
-    masking "dynamic": every epoch has new masks (Liu et al. 2019, section 4.1)
-        "rotating": and hardly a token has its second before every token had one, with 25 % masks after four
-        epochs; none has where windows recur, do not overlap and keep their parts
-        "static": every epoch has the same windows, pairs and masks, in another order, as the first BERT's
+    static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's
     """
 
-    def __init__(self, tokens, tokenizer, length, task=None, seed=0, masking="dynamic"):
+    def __init__(self, tokens, tokenizer, length, task=None, seed=0, static=False):
         self.tokens, self.tokenizer, self.length, self.task, self.seed = tokens, tokenizer, length, task, seed
         self.width = length - (3 if task else 2)
         if self.width < 2:
             raise ValueError(f"rows of {length} tokens leave no room for text")
         if len(tokens.tokens) < self.width:
             raise ValueError(f"{len(tokens.tokens)} tokens of text do not fill one row of {length}")
-        self.masking, self.static, self.plans = masking, masking == "static", {}
+        self.static, self.plans = static, {}
         N, W = len(tokens.tokens), self.width
         if task:
             # where sentences begin, and the end of the last one
             self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N).astype(np.int64)
             self.starts = sentence_windows(self.bounds, W)
         # of an epoch, in tokens; of whole windows, if they are to recur
-        self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if self.static else N
+        self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if static else N
 
     def windows(self, epoch):
         """-> the first window of an epoch and of the next one. Rows are numbered alike."""
@@ -549,16 +536,10 @@ class Rows:
         partner[a[swapped]], partner[b[swapped]] = b[swapped], a[swapped]
         return np.stack([cut, start + partner, partner != own, head, tail])
 
-    def places(self, windows):
-        """Window numbers (B,) -> the places of their tokens in the stream (B, W)."""
-        return (self.first(windows)[:, None] + np.arange(self.width)) % len(self.tokens.tokens)
-
-    def turns(self, places, epochs, k):
-        """For the tokens of rows of these epochs -> numbers in [0, 1); the smallest k get masks. A row
-        stands in an order, of which every epoch takes the next k, and at its end in a new one."""
-        rounds, done = np.divmod(epochs * k, self.width)
-        draws = hashed(places + len(self.tokens.tokens) * rounds[:, None], self.seed)
-        return (draws.argsort(1).argsort(1) - done[:, None]) % self.width / self.width
+    def text(self, windows):
+        """Window numbers (B,) -> their tokens (B, W)."""
+        places = self.first(windows)[:, None] + np.arange(self.width)
+        return self.tokens.tokens[places % len(self.tokens.tokens)]
 
     def batch(self, rows, mask_prob=0.15, unit="token"):
         """Row numbers -> {input_ids, token_type_ids (B, T); positions, labels (B, K); sentence_labels (B,)},
@@ -571,28 +552,24 @@ class Rows:
             plan[:, here] = self.plan(epoch)[:, rows[here] - self.windows(epoch)[0]]
         window, *pairs = plan
 
-        places, cut = self.places(window), np.full(len(rows), self.width)  # without a task A is all there is
+        text, cut = self.text(window), np.full(len(rows), self.width)  # without a task A is all there is
         if self.task:
             cut, partner, label, head, tail = pairs
         if self.task == "nsp":
-            places = np.where(j < cut[:, None], places, self.places(partner))
+            text = np.where(j < cut[:, None], text, self.text(partner))
         if self.task == "sop":
             for i in np.flatnonzero(label == 1):
                 a, b, c = head[i], cut[i], tail[i]
-                places[i, a:c] = np.concatenate([places[i, b:c], places[i, a:b]])
+                text[i, a:c] = np.concatenate([text[i, b:c], text[i, a:b]])
             cut = np.where(label == 1, head + tail - cut, cut)
         ids = np.full((len(rows), self.length), self.tokenizer.sep_id)
         ids[:, 0] = self.tokenizer.cls_id
-        columns = 1 + j + (j >= cut[:, None])  # a [SEP] before B
-        np.put_along_axis(ids, columns, self.tokens.tokens[places], axis=1)
+        np.put_along_axis(ids, 1 + j + (j >= cut[:, None]), text, axis=1)  # a [SEP] before B
 
         streams = [random_numbers(self.seed, MASKS, 0 if self.static else e, w)
                    for e, w in zip(epochs.tolist(), window.tolist())]
-        k, turns = max(1, round(mask_prob * self.width)), None
-        if self.masking == "rotating":
-            turns = np.ones(ids.shape)
-            np.put_along_axis(turns, columns, self.turns(places, epochs, k), axis=1)
-        ids, positions, labels = mask_tokens(ids, k, streams, self.tokenizer, unit, turns)
+        k = max(1, round(mask_prob * self.width))
+        ids, positions, labels = mask_tokens(ids, k, streams, self.tokenizer, unit)
         batch = {"input_ids": ids, "positions": positions, "labels": labels}
         if self.task:
             batch["token_type_ids"] = (np.arange(self.length) > cut[:, None] + 1).astype(np.int64)
@@ -600,14 +577,13 @@ class Rows:
         return batch
 
 
-def mask_tokens(ids, k, streams, tokenizer, unit="token", turns=None):
+def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     """BERT's masking (Devlin et al. 2018, section 3.1) of k tokens in every row.
 
     ids (B, T), not changed; streams: B random generators. Of the chosen tokens 80 % become [MASK], 10 % a
     random token, 10 % stay. Special tokens are neither chosen nor drawn. unit "token" chooses k tokens,
     "word" whole words (in byte-level BPE those begin with a space, as in fairseq), "ngram" spans of one to
-    three words, of n with a probability in proportion to 1/n (ALBERT, section 4.1). turns (B, T): the tokens
-    with the smallest numbers, from 0 to 1, are chosen first, and words by their first token; default: random.
+    three words, of n with a probability in proportion to 1/n (ALBERT, section 4.1).
 
     Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and
     -100 where a row has fewer tokens to choose or the next word would be too long.
@@ -615,19 +591,20 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token", turns=None):
     B, T = ids.shape
     special = np.isin(ids, tokenizer.special_ids)
     regular = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
-    draws = np.stack([stream.random(T + 2 * k) for stream in streams])
-    turns, draws = draws[:, :T] if turns is None else turns, draws[:, T:]
     if unit == "token":
-        score = np.where(special, 1 + np.arange(T), turns)  # the k smallest are chosen; none are equal
+        draws = np.stack([stream.random(T + 2 * k) for stream in streams])
+        score = np.where(special, 1 + np.arange(T), draws[:, :T])  # the k smallest are chosen; none are equal
         # sorted, as argpartition leaves them in another order on another processor
         positions = np.sort(np.argpartition(score, k - 1, axis=1)[:, :k], axis=1)
+        draws = draws[:, T:]
         unused = np.take_along_axis(special, positions, axis=1)
     else:
         begins = tokenizer.starts_word[ids] | special
         begins[:, 1:] |= special[:, :-1]
-        chosen = np.stack([choose_words(*row, k, 3 if unit == "ngram" else 1)
-                           for row in zip(begins, special, turns, streams)])
+        chosen = np.stack([choose_words(b, s, k, stream, 3 if unit == "ngram" else 1)
+                           for b, s, stream in zip(begins, special, streams)])
         positions, unused = np.maximum(chosen, 0), chosen < 0
+        draws = np.stack([stream.random(2 * k) for stream in streams])
 
     labels = np.where(unused, -100, np.take_along_axis(ids, positions, axis=1))
     action, draw = draws[:, :k], draws[:, k:]
@@ -640,7 +617,7 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token", turns=None):
     return masked, np.take_along_axis(positions, order, axis=1), np.take_along_axis(labels, order, axis=1)
 
 
-def choose_words(begins, special, turns, stream, k, longest):
+def choose_words(begins, special, k, stream, longest):
     """k positions of one row that make whole words, in spans of up to `longest` words; then -1s if fewer."""
     first = np.flatnonzero(begins)
     length = np.diff(np.append(first, len(begins)))
@@ -648,7 +625,7 @@ def choose_words(begins, special, turns, stream, k, longest):
     p = 1 / np.arange(1, longest + 1)
     spans = stream.choice(longest, size=len(first), p=p / p.sum())  # 0: one word
     chosen = []
-    for word in np.argsort(turns[first]):
+    for word in stream.permutation(len(first)):
         for end in range(word + spans[word] + 1, word, -1):  # too long for the row or the budget: shorter
             if end <= len(first) and free[word:end].all() and len(chosen) + length[word:end].sum() <= k:
                 chosen += range(first[word], first[word] + length[word:end].sum())

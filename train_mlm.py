@@ -37,11 +37,11 @@ from muon import Muon
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
     # measured, part by part: results/speedrun.md
-    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, masking="rotating", dropout=0.0,
-                 schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
+    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, dropout=0.0, schedule="constant",
+                 decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
-    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, masking="dynamic", dropout=None,
-                  schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
+    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, dropout=None, schedule="linear",
+                  decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
     "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
@@ -93,9 +93,7 @@ def parser():
     add("--seq_length", type=runtime.positive_int, help="tokens in a row; default: 64, on CUDA 128")
     add("--mask_prob", type=runtime.fraction, help="share of the tokens to predict; validation has 0.15")
     add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
-    add("--masking", choices=("dynamic", "rotating", "static"),
-        help="dynamic: new masks every epoch; rotating: and hardly a token's second before all had their "
-        "first; static: the same every epoch")
+    add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
         help="word: all the tokens of a word; ngram: of one to three words")
     runtime.add_training_flags(p, beta2=0.98, eps=1e-6)
@@ -288,7 +286,7 @@ def open_rows(args, splits, tokenizer, host):
     if args.batch_size % (args.accumulation * host.world):
         raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
                          f"micro-batches on each of {host.world} processes")
-    rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking)
+    rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
     val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
     if len(rows) < args.batch_size:
         raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "

@@ -25,7 +25,6 @@ CHANGES = {
     "positions and heads start anywhere": "--no-sinusoids",
     "the output bias starts at 0": "--no-unigram_bias",
     "15 % masks": "--mask_prob 0.15",
-    "masks drawn anew every epoch": "--masking dynamic",
     "linear decay": "--schedule linear",
     "two layers": "--layers 2",
     "paper, with batches half as large": "--recipe paper --max_steps 2000",

@@ -245,7 +245,7 @@ theirs, so compare the order of magnitude.
 
 {experiments()}
 
-The pretraining below had an older recipe, without neighbours and rotating masks, at half the rate.
+The pretraining below had an older recipe, without neighbours, at another rate.
 
 {downstream()}
 

@@ -128,26 +128,6 @@ def experiments():
                   "time", "machine", "seeds", "command"], rows)
 
 
-# fine-tuned from our own pretraining; logs NAME of a task, NAME-scratch of the same from fresh weights
-DOWNSTREAM = [
-    ("SST-2", 80, "roberta-18m", "sst2"),
-]
-
-
-def downstream():
-    rows = []
-    for task, theirs, pretrained, name in DOWNSTREAM:
-        (run, *_, pretraining), (tuned, *_, with_it), (*_, without) = (
-            read(f"logs/{log}.jsonl") for log in (pretrained, name, f"{name}-scratch"))
-        score = lambda final: f"{100 * final['mean']:.2f} ± {100 * final['std']:.2f}"
-        rows.append([f"`python {run['command']}`", f"{pretraining['tokens'] / 1e6:.1f} M",
-                     f"{pretraining['perplexity']:.1f}", f"{task}, {with_it['metric']}", theirs,
-                     f"**{score(with_it)}**", score(without), len(with_it["seeds"]),
-                     f"`python {tuned['command']}`"])
-    return table(["pretraining", "tokens", "perplexity", "then", "their score", "ours", "without pretraining",
-                  "seeds", "command"], rows)
-
-
 def lora_table():
     """LoRA's defaults beside all parameters: a line for each task, means over the seeds, and their mean."""
     runs, rows, gaps = read("lora.json"), [], []
@@ -244,14 +224,6 @@ Ours: 2.05 M words of Wikipedia articles, the size of WikiText-2, for three epoc
 theirs, so compare the order of magnitude.
 
 {experiments()}
-
-The pretraining below had an older recipe, without neighbours, at another rate.
-
-{downstream()}
-
-Metrics × 100, mean and standard deviation over the seeds. Without pretraining: the same command with
-`--init_from scratch --preset roberta-18m` and the same tokenizer. A `roberta-18m` with 8,192 ids has 6.9 M
-parameters.
 
 ## LoRA's defaults beside full fine-tuning
 

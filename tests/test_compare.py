@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,11 +40,15 @@ def test_two_runs_two_seeds(flags, tmp_path):
     assert lora["training_mb"] < 0.1 * full["training_mb"] and lora["disk_mb"] < 0.1 * full["disk_mb"]
 
 
-def test_runs_with_metrics_of_their_own(flags, tmp_path):
-    """Each score says what it is, and there is no picture of both."""
-    compare.main(flags(tmp_path, "head --metric mcc", "head", more=["--epochs", "1"]))
+def test_runs_with_metrics_of_their_own(tmp_path, monkeypatch):
+    """Each score says what it is, and there is no picture of both. The runs are made up."""
+    log, started = dict.fromkeys(("trained", "parameters", "s_per_epoch", "ms_per_step", "peak_memory_mb",
+                                  "training_mb", "disk_mb"), 1) | dict(mean=0.5, std=0.0, seeds=[0]), []
+    monkeypatch.setattr(compare, "run_and_wait", lambda run, command, **options: started.append(run))
+    monkeypatch.setattr(compare.rundir, "read_log", lambda folder: [log | {"metric": folder}])
+    compare.compare(SimpleNamespace(out_dir=str(tmp_path)), {"a": ("mcc", []), "b": ("accuracy", [])})
     rows = (tmp_path / "compare.md").read_text().splitlines()[2:]
-    assert "| mcc " in rows[0] and "| accuracy " in rows[1] and not (tmp_path / "compare.png").exists()
+    assert "| mcc 50.00 |" in rows[0] and "| accuracy 50.00 |" in rows[1] and started == ["a", "b"] * 2
 
 
 def test_a_signal_goes_to_the_run(flags, tmp_path):

@@ -12,9 +12,9 @@ Use a checkpoint: one of ours, or any BERT, RoBERTa or ALBERT of the hub; an ada
 Texts are arguments, a file, or the lines of standard input; a tab separates the two of a pair.
 
 A line of --json has the columns of the row as they came, or {"text": the line}, and then what is predicted:
-label (of several: labels) and probabilities; score, of a regression; tags and probabilities, and words if they
-came as one string; masks; score, pseudo_perplexity and tokens. A name that is a column of the file already
-gets predicted_ before it, as in predicted_label.
+label (of several: labels) and probabilities; score, of a regression; tags and probabilities, and words if
+they came as one string; masks; score, pseudo_perplexity and tokens. A name that is a column of the file
+already gets predicted_ before it, as in predicted_label.
 """
 
 import json

@@ -350,7 +350,7 @@ def one_line_errors(script):
         message, status, silent = "", 128 + 13, True  # as SIGPIPE
     except (ValueError, OSError) as error:
         message, status, at = error, 2, traceback.extract_tb(error.__traceback__)[-1]
-        if isinstance(error, ValueError) and not at.line.startswith("raise"):
+        if isinstance(error, ValueError) and not (at.line or "").startswith("raise"):
             # Python's own or NumPy's: more likely a mistake in the source than in the input
             message = f"{error} ({os.path.basename(at.filename)}, line {at.lineno})"
     except Exception as error:

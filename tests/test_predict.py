@@ -168,7 +168,7 @@ def test_words_beyond_the_length(finetuning, tmp_path, capsys):
 
 
 def test_a_task_names_the_classes(finetuning, files, tmp_path, capsys, monkeypatch):
-    """Those of a checkpoint that does not; 0 of SST-2 is negative. Nothing is downloaded to evaluate a file."""
+    """Of a checkpoint that does not; 0 of SST-2 is negative. Nothing is downloaded to evaluate a file."""
     finetune.main(finetuning(tmp_path, "single", "bert", "--epochs", "1"))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "good"}

@@ -1,5 +1,6 @@
 """finetune.py from the command line: learning, saving, using, bad input; against transformers and PEFT."""
 
+import functools
 import json
 import os
 import re
@@ -236,21 +237,18 @@ def test_from_scratch_is_the_control(files, tmp_path):
     transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
-def test_pydoc_task():
-    """No network, packages apart by module, and no paragraph that says its package."""
+def test_the_default_task_needs_nothing(base, tmp_path, capsys, monkeypatch):
+    """No network and no file; packages apart by module, and no paragraph that says its package."""
+    monkeypatch.setattr(data, "PYDOC", ("torch", "numpy"))  # two are sooner read than all
+    monkeypatch.setattr(data, "pydoc_modules", functools.cache(data.pydoc_modules.__wrapped__))
     splits = tasks.read_pydoc(smallest=300, largest=100)
-    assert {"python", "torch", "numpy", "pandas"} <= set(splits["train"].labels)
-    assert set(splits["val"].labels) == set(splits["train"].labels)
+    assert set(splits["train"].labels) == set(splits["val"].labels) == {"python", "torch", "numpy"}
     assert not set(splits["train"].texts) & set(splits["val"].texts)
     assert not any("torch" in text.lower() for text, in splits["train"].texts)
     assert splits["train"].labels.count("torch") == 100 and splits["val"].labels.count("torch") == 20
-
-
-def test_pydoc_needs_nothing(base, tmp_path, capsys):
-    """The default task, two steps of it."""
     finetune.main(["--init_from", base["albert"], "--max_steps", "2", "--out_dir", str(tmp_path), *FAST])
     log = read_log(tmp_path)
-    assert log[0]["task"] == "pydoc" and {"python", "torch", "pandas"} <= set(log[0]["classes"])
+    assert log[0]["task"] == "pydoc" and log[0]["classes"] == ["numpy", "python", "torch"]
     assert "next: python predict.py --checkpoint" in capsys.readouterr().out
 
 # -----------------------------------------------------------------------------

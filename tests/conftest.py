@@ -26,6 +26,19 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture
+def refused(capsys):
+    """script.main(argv) must end with status 2 and one line of its own, which is returned."""
+    def run(script, argv):
+        with pytest.raises(SystemExit) as exit:
+            script.main(argv)
+        *notices, error = capsys.readouterr().err.splitlines()
+        assert exit.value.code == 2 and error.startswith(f"{script.__name__}.py: "), error
+        assert all("fresh weights" in line for line in notices), notices
+        return error
+    return run
+
+
 def read_log(out_dir):
     """The lines of log.jsonl, as dicts."""
     return [json.loads(line) for line in (Path(out_dir) / "log.jsonl").read_text().splitlines()]

@@ -199,25 +199,17 @@ def test_empty_boxes_do_no_harm(base, host, fine_tuned):
 # -----------------------------------------------------------------------------
 # the command line
 
-def refused(argv, capsys):
-    with pytest.raises(SystemExit) as exit:
-        demo.main(argv)
-    error = capsys.readouterr().err.strip()
-    assert exit.value.code == 2 and error.startswith("demo.py: ") and len(error.splitlines()) == 1, error
-    return error
-
-
-def test_bad_input(base, host, capsys, monkeypatch):
+def test_bad_input(base, host, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
     checkpoint = ["--checkpoint", base["bert"]]
-    assert "pip install -r requirements-demo.txt" in refused(arguments(*checkpoint), capsys)
+    assert "pip install -r requirements-demo.txt" in refused(demo, arguments(*checkpoint))
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(__version__="6.19.0"))
-    assert "gradio 6.19.0 is too old: pip install" in refused(arguments(*checkpoint), capsys)
-    assert "65536 is not between 1 and 65535" in refused([*checkpoint, "--port", "65536"], capsys)
-    assert "required: --checkpoint" in refused([], capsys)
+    assert "gradio 6.19.0 is too old: pip install" in refused(demo, arguments(*checkpoint))
+    assert "65536 is not between 1 and 65535" in refused(demo, [*checkpoint, "--port", "65536"])
+    assert "required: --checkpoint" in refused(demo, [])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        error = refused([*checkpoint, "--port", port, "--device", "cpu"], capsys)
+        error = refused(demo, [*checkpoint, "--port", port, "--device", "cpu"])
         assert "Address already in use" in error and port in error
     args = demo.parse_arguments(arguments(*checkpoint, "--classifier", base["roberta"]))
     with pytest.raises(ValueError, match="has no classifier; fine-tune it first"):

@@ -47,15 +47,6 @@ def final(out_dir):
     return read_log(out_dir)[-1]
 
 
-def refused(argv, capsys, status=2):
-    with pytest.raises(SystemExit) as exit:
-        finetune.main(argv)
-    assert exit.value.code == status
-    error = capsys.readouterr().err.strip()
-    assert error and "Traceback" not in error
-    return error.splitlines()[-1]
-
-
 def test_dry_run_writes_nothing(finetuning, tmp_path, capsys):
     finetune.main(finetuning(tmp_path / "dry", "pair", "albert", "--dry_run"))
     assert "step      3 |" in capsys.readouterr().out and not (tmp_path / "dry").exists()
@@ -456,7 +447,7 @@ def test_a_budget_in_minutes(finetuning, tmp_path):
 # -----------------------------------------------------------------------------
 # bad input
 
-def test_bad_input(finetuning, files, base, tmp_path, capsys):
+def test_bad_input(finetuning, files, base, tmp_path, refused):
     out = tmp_path / "out"
     argv = finetuning(out)
     without = lambda *names: [word for i, word in enumerate(argv)
@@ -495,24 +486,24 @@ def test_bad_input(finetuning, files, base, tmp_path, capsys):
          "there is no last block of its own"),
     ]
     for words, message in cases:
-        error = refused(words, capsys)
+        error = refused(finetune, words)
         assert message in error, (message, error)
         assert error.startswith("finetune.py: ")
         assert not out.exists(), message
 
 
-def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys):
+def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys, refused):
     finetune.main(finetuning(tmp_path / "lora", "single", "bert", "--train", "lora", "--epochs", "1"))
     capsys.readouterr()
     # a run is never written over
-    assert "holds a run already" in refused(finetuning(tmp_path / "lora"), capsys)
+    assert "holds a run already" in refused(finetune, finetuning(tmp_path / "lora"))
     # an adapter is merged before it is trained on
     assert "predict.py --merge" in refused(
-        [*finetuning(tmp_path / "b"), "--init_from", str(tmp_path / "lora")], capsys)
+        finetune, [*finetuning(tmp_path / "b"), "--init_from", str(tmp_path / "lora")])
     # a checkpoint without a tokenizer
     bare = tmp_path / "bare"
     bert.ForPreTraining.from_pretrained(base["bert"]).save_pretrained(bare)
-    assert "has no tokenizer" in refused([*finetuning(tmp_path / "c"), "--init_from", str(bare)], capsys)
+    assert "has no tokenizer" in refused(finetune, [*finetuning(tmp_path / "c"), "--init_from", str(bare)])
 
 
 def spoil(monkeypatch, step):
@@ -527,33 +518,33 @@ def spoil(monkeypatch, step):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_spoil)
 
 
-def test_a_loss_that_is_not_finite(finetuning, files, tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite(finetuning, files, tmp_path, monkeypatch, capsys, refused):
     """The best weights of before stay; before the first evaluation nothing is there."""
     spoil(monkeypatch, 20)
     argv = finetuning(tmp_path / "run", "single", "bert", "--eval_interval", "8", "--log_interval", "1")
-    error = refused(argv, capsys)
+    error = refused(finetune, argv)
     assert "not finite at step 20" in error and f"{tmp_path}/run has the best weights" in error
     best = max(line["val_accuracy"] for line in read_log(tmp_path / "run") if "val_accuracy" in line)
     use(tmp_path / "run", "--evaluate", files["val_single"])
     assert f"accuracy {best:.4f}" in capsys.readouterr().out
     spoil(monkeypatch, 3)
     argv[argv.index("--out_dir") + 1] = str(tmp_path / "none")
-    assert "nothing was saved" in refused(argv, capsys)
+    assert "nothing was saved" in refused(finetune, argv)
     assert not list((tmp_path / "none").iterdir())
 
 
-def test_a_budget_that_ends_on_a_loss_that_is_not_finite(finetuning, tmp_path, monkeypatch, capsys):
+def test_a_budget_that_ends_on_a_loss_that_is_not_finite(finetuning, tmp_path, monkeypatch, refused):
     """Between two lines of the log: the weights are not saved."""
     spoil(monkeypatch, 3)
     argv = instead_of_epochs(finetuning(tmp_path / "run", "single", "bert", "--log_interval", "1000000"),
                              "--max_minutes", "0.01")
-    assert "not finite at step 3" in refused([*argv, "--eval_interval", "1000000"], capsys)
+    assert "not finite at step 3" in refused(finetune, [*argv, "--eval_interval", "1000000"])
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_overwrite_leaves_nothing_of_the_run_before(finetuning, tmp_path, capsys):
+def test_overwrite_leaves_nothing_of_the_run_before(finetuning, tmp_path, refused):
     finetune.main(finetuning(tmp_path, "single", "bert", "--train", "lora", "--epochs", "1"))
-    assert "holds a run already" in refused(finetuning(tmp_path), capsys)
+    assert "holds a run already" in refused(finetune, finetuning(tmp_path))
     finetune.main(finetuning(tmp_path, "single", "roberta", "--epochs", "1", "--overwrite"))
     assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "log.jsonl", "merges.txt",
                                             "model.safetensors", "tokenizer_config.json", "vocab.json"]

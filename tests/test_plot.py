@@ -52,14 +52,6 @@ def title(figure):
     return figure.legends[0].get_title().get_text()
 
 
-def refused(argv, capsys):
-    with pytest.raises(SystemExit) as exit:
-        plot.main(argv)
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and error.startswith("plot.py: ") and error.count("\n") == 1
-    return error
-
-
 def test_the_curves_of_a_pretraining(tmp_path):
     """Resumed, and killed while it wrote a line."""
     figure = draw(write(
@@ -132,16 +124,16 @@ def test_fine_tunings(tmp_path):
     (["a", "text", "--attention", "checkpoint"], "one text, in quotes; here are 2"),
     (["a text", "--attention", "nowhere"], "nowhere"),
 ])
-def test_bad_input(argv, message, tmp_path, capsys, monkeypatch):
+def test_bad_input(argv, message, tmp_path, refused, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pretraining(tmp_path / "pre"), finetuning(tmp_path / "fine"), write(tmp_path / "begun", PRETRAINING)
     write(tmp_path / "other", FINETUNING | {"metric": "spearman"}, dict(seed=0, step=1, val_spearman=0.5))
     write(tmp_path / "alien", {"a": 1}), write(tmp_path / "damaged", PRETRAINING, end='\n{"step":\n{}\n')
     before = sorted(tmp_path.rglob("*"))
-    assert message in refused(argv, capsys) and sorted(tmp_path.rglob("*")) == before
+    assert message in refused(plot, argv) and sorted(tmp_path.rglob("*")) == before
 
 
-def test_files(tmp_path, capsys, monkeypatch):
+def test_files(tmp_path, capsys, refused, monkeypatch):
     run = pretraining(tmp_path / "run", np.linspace(9, 3, 100))
     for name, start in (("a.png", b"\x89PNG"), ("new/a.svg", b"<?xml"), ("a.PDF", b"%PDF")):
         plot.main([run, "--out", str(tmp_path / name)])
@@ -149,11 +141,11 @@ def test_files(tmp_path, capsys, monkeypatch):
         assert picture.startswith(start) and len(picture) < 150_000
         assert capsys.readouterr().out == f"{tmp_path / name}\n"
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install matplotlib" in refused([run, "--out", str(tmp_path / "b.png")], capsys)
+    assert "pip install matplotlib" in refused(plot, [run, "--out", str(tmp_path / "b.png")])
     assert not (tmp_path / "b.png").exists()
 
 
-def test_attention(base, capsys, monkeypatch):
+def test_attention(base, refused, monkeypatch):
     def draw(*more):
         figure = plot.draw_attention(plot.parse_arguments(["--attention", base["bert"], *more]))
         return {axes.get_title(): axes for axes in figure.axes if axes.images}
@@ -169,4 +161,4 @@ def test_attention(base, capsys, monkeypatch):
     monkeypatch.setattr(plot, "LARGEST", 4)
     for argv, message in ((["film", "--head", "9"], "--head 9: "), (["film " * 99], "positions"),
                           (["film " * 30], f"{layers} x {heads} maps of 32 tokens are too much")):
-        assert message in refused(["--attention", base["bert"], *argv], capsys)
+        assert message in refused(plot, ["--attention", base["bert"], *argv])

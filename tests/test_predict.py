@@ -40,15 +40,6 @@ def json_lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def refused(argv, capsys):
-    with pytest.raises(SystemExit) as exit:
-        predict.main([*argv, *FAST])
-    assert exit.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("predict.py: ") and len(error.splitlines()) == 1, error
-    return error
-
-
 def test_masks_from_arguments_a_file_and_standard_input(base, tmp_path, capsys, monkeypatch):
     texts = ["A <mask> film.", "It was [MASK] and <mask>."]
     use(base["roberta"], "--json", "--top", 3, *texts)
@@ -63,17 +54,17 @@ def test_masks_from_arguments_a_file_and_standard_input(base, tmp_path, capsys, 
         assert capsys.readouterr().out == expected
 
 
-def test_a_file_of_any_name_is_never_a_text(finetuning, files, tmp_path, capsys):
+def test_a_file_of_any_name_is_never_a_text(finetuning, files, tmp_path, capsys, refused):
     """Texts are arguments and files are --file, so that no name of a file is classified."""
     finetune.main(finetuning(tmp_path / "run", "single", "bert", "--epochs", "1"))
     capsys.readouterr()
     (tmp_path / "texts.json").write_text("{}")
     for name, message in ((tmp_path / "texts.json", "not one of .txt"), (tmp_path, "no such file"),
                           ("nowhere.csv", "no such file")):
-        assert message in refused(["--checkpoint", str(tmp_path / "run"), "--file", str(name)], capsys)
+        assert message in refused(predict, ["--checkpoint", str(tmp_path / "run"), "--file", str(name)])
 
 
-def test_bad_input(base, tmp_path, capsys):
+def test_bad_input(base, tmp_path, refused):
     checkpoint = ["--checkpoint", base["bert"]]
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "long.txt").write_text("a [MASK]\n" + "film " * 62 + "[MASK]\n")
@@ -108,23 +99,23 @@ def test_bad_input(base, tmp_path, capsys):
         ([*checkpoint, "--embed", npy, "--max_length", "16", "--stride", "14", "a"], "overlap by at most 13"),
         (["--checkpoint", str(tmp_path / "encoder"), "a <mask>"], "holds BertModel, without mlm"),
     ]:
-        assert message in refused(argv, capsys), message
+        assert message in refused(predict, argv), message
     assert not (tmp_path / "out").exists() and not (tmp_path / "x.npy").exists()
 
 
-def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys):
+def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys, refused):
     finetune.main(finetuning(tmp_path / "lora", "single", "bert", "--train", "lora", "--epochs", "1"))
     capsys.readouterr()
     for text in (" ", "one\ttwo\tthree", "one\t"):
         assert "a text, or two with a tab between, is wanted" in refused(
-            ["--checkpoint", str(tmp_path / "lora"), text], capsys)
+            predict, ["--checkpoint", str(tmp_path / "lora"), text])
     assert "gives labels; a masked language model is wanted" in refused(
-        ["--checkpoint", str(tmp_path / "lora"), "--score", "x"], capsys)
+        predict, ["--checkpoint", str(tmp_path / "lora"), "--score", "x"])
     # neither a run nor the adapter itself is written over
     assert "holds a run already" in refused(
-        ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora")], capsys)
+        predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora")])
     assert "and would be lost" in refused(
-        ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora"), "--overwrite"], capsys)
+        predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora"), "--overwrite"])
     # an adapter for another model
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = base["roberta"]
@@ -133,7 +124,7 @@ def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys):
         (tmp_path / "wrong" / name).write_bytes((tmp_path / "lora" / name).read_bytes())
     (tmp_path / "wrong" / "adapter_config.json").write_text(json.dumps(config))
     assert "is an adapter for another model" in refused(
-        ["--checkpoint", str(tmp_path / "wrong"), "x"], capsys)
+        predict, ["--checkpoint", str(tmp_path / "wrong"), "x"])
 
 
 def test_an_adapter_that_peft_trained(base, files, tmp_path, capsys):
@@ -152,7 +143,7 @@ def test_an_adapter_that_peft_trained(base, files, tmp_path, capsys):
     assert list(probabilities.values()) == pytest.approx(p, abs=1e-6)
 
 
-def test_words_beyond_the_length(finetuning, tmp_path, capsys):
+def test_words_beyond_the_length(finetuning, tmp_path, capsys, refused):
     finetune.main(finetuning(tmp_path, "tags", "bert", "--epochs", "1"))
     capsys.readouterr()
     use(tmp_path, "the film was " * 10, "--json", "--max_length", 12)
@@ -164,7 +155,7 @@ def test_words_beyond_the_length(finetuning, tmp_path, capsys):
     assert captured.err == ("1 of 1 texts were cut at --max_length 12; "
                             f"{30 - len(tagged)} words have no tag\n")
     assert "is for single texts, not for tags" in refused(
-        ["--checkpoint", str(tmp_path), "the film", "--stride", "4"], capsys)
+        predict, ["--checkpoint", str(tmp_path), "the film", "--stride", "4"])
 
 
 def test_a_task_names_the_classes(finetuning, files, tmp_path, capsys, monkeypatch):
@@ -197,7 +188,7 @@ def test_what_is_held_out(finetuning, files, tmp_path, capsys):
     assert f"token_f1 {final(tmp_path)['mean']:.4f}" in out
 
 
-def test_an_adapter_whose_base_lacks_the_pooler(finetuning, base, tmp_path, capsys):
+def test_an_adapter_whose_base_lacks_the_pooler(finetuning, base, tmp_path, capsys, refused):
     """PEFT saves the classifier alone; a pooler from nowhere would give random answers."""
     bert.ForTokenClassification.from_pretrained(base["bert"]).save_pretrained(tmp_path / "base")  # no pooler
     tokenizers.load(base["bert"]).save(tmp_path / "base")
@@ -205,7 +196,7 @@ def test_an_adapter_whose_base_lacks_the_pooler(finetuning, base, tmp_path, caps
     lora.save(lora.inject(model), tmp_path / "adapter", str(tmp_path / "base"))
     capsys.readouterr()
     assert "neither the adapter nor its base" in refused(
-        ["--checkpoint", str(tmp_path / "adapter"), "x"], capsys)
+        predict, ["--checkpoint", str(tmp_path / "adapter"), "x"])
 
 
 def test_the_threshold_of_several_labels(finetuning, files, tmp_path, capsys):
@@ -229,14 +220,14 @@ def test_the_threshold_of_several_labels(finetuning, files, tmp_path, capsys):
     assert recalls == sorted(recalls, reverse=True)
 
 
-def test_an_adapter_is_not_merged_over_its_base(finetuning, base, tmp_path, capsys):
+def test_an_adapter_is_not_merged_over_its_base(finetuning, base, tmp_path, capsys, refused):
     shutil.copytree(base["bert"], tmp_path / "base")
     finetune.main([*finetuning(tmp_path / "lora", "single", "bert", "--train", "lora", "--epochs", "1"),
                    "--init_from", str(tmp_path / "base")])
     before = {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()}
     capsys.readouterr()
     assert "is the adapter's base, and would be lost" in refused(
-        ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "base"), "--overwrite"], capsys)
+        predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "base"), "--overwrite"])
     assert {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()} == before
 
 
@@ -253,7 +244,7 @@ def test_masks_need_neither_a_pooler_nor_a_sentence_head(base, tmp_path, capsys)
         assert out == capsys.readouterr().out
 
 
-def test_masks_of_a_table(base, tmp_path, capsys):
+def test_masks_of_a_table(base, tmp_path, capsys, refused):
     (tmp_path / "a.csv").write_text("id,sentence\n1,a [MASK] film\n2,the [MASK]\n")
     use(base["bert"], "--json", "--file", tmp_path / "a.csv")
     found = json_lines(capsys)
@@ -262,7 +253,7 @@ def test_masks_of_a_table(base, tmp_path, capsys):
     assert [list(line) for line in found] == [["id", "sentence", "masks"]] * 2
     assert [(line["id"], line["sentence"]) for line in found] == [("1", "a [MASK] film"), ("2", "the [MASK]")]
     assert "no column 'text'" in refused(
-        ["--checkpoint", base["bert"], "--file", str(tmp_path / "a.csv"), "--text_columns", "text"], capsys)
+        predict, ["--checkpoint", base["bert"], "--file", str(tmp_path / "a.csv"), "--text_columns", "text"])
 
 # -----------------------------------------------------------------------------
 # scores and embeddings
@@ -284,7 +275,7 @@ def test_scores(base, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0] == f"{total:.4f}\t{total / count:.4f}\tthe fine film"
 
 
-def test_embeddings(base, tmp_path, capsys, monkeypatch):
+def test_embeddings(base, tmp_path, capsys, refused, monkeypatch):
     """The file is whole or not there; what is cut is said, and with --stride nothing is."""
     texts, file = ["the film", "film " * 70, "it was a film"], tmp_path / "x.npy"
     (tmp_path / "a.txt").write_text("\n".join(texts))
@@ -306,7 +297,7 @@ def test_embeddings(base, tmp_path, capsys, monkeypatch):
         raise OSError("No space left on device")
     monkeypatch.setattr(np, "save", fill_the_disk)
     assert "No space left" in refused(
-        ["--checkpoint", base["roberta"], "--embed", str(file), "--overwrite", "a"], capsys)
+        predict, ["--checkpoint", base["roberta"], "--embed", str(file), "--overwrite", "a"])
     assert np.load(file).shape == (3, 128) and sorted(os.listdir(tmp_path)) == ["a.txt", "x.npy"]
 
 # -----------------------------------------------------------------------------
@@ -353,7 +344,7 @@ def test_the_row_comes_back_with_the_prediction(classifier, tmp_path, capsys):
     assert line["probabilities"] == pytest.approx(lines[0]["probabilities"], abs=1e-6)
 
 
-def test_pairs_come_back_as_they_came(finetuning, tmp_path, capsys):
+def test_pairs_come_back_as_they_came(finetuning, tmp_path, capsys, refused):
     finetune.main(finetuning(tmp_path / "run", "pair", "albert", "--epochs", "1"))
     (tmp_path / "a.tsv").write_text("premise\thypothesis\tid\na film\tthe film\t5\n")
     capsys.readouterr()
@@ -364,7 +355,7 @@ def test_pairs_come_back_as_they_came(finetuning, tmp_path, capsys):
     assert line == {"text": "a film\tthe film", "label": table["label"],
                     "probabilities": table["probabilities"]}
     assert "is for single texts, not for pairs" in refused(
-        ["--checkpoint", str(tmp_path / "run"), "a film\tthe film", "--stride", "4"], capsys)
+        predict, ["--checkpoint", str(tmp_path / "run"), "a film\tthe film", "--stride", "4"])
 
 
 def test_blocks_of_texts(classifier, capsys, monkeypatch):
@@ -382,7 +373,7 @@ def test_blocks_of_texts(classifier, capsys, monkeypatch):
 # -----------------------------------------------------------------------------
 # long texts
 
-def test_the_length_of_fine_tuning_is_remembered(classifier, tmp_path, capsys):
+def test_the_length_of_fine_tuning_is_remembered(classifier, tmp_path, capsys, refused):
     """Here and by transformers; another is a flag, up to the positions."""
     text = "it was a film " * 10 + "and it was great"
     pipeline = transformers.pipeline("text-classification", classifier, top_k=None, device="cpu")
@@ -396,7 +387,7 @@ def test_the_length_of_fine_tuning_is_remembered(classifier, tmp_path, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["probabilities"] != pytest.approx(expected, abs=1e-6) and not captured.err
     assert "--max_length 65: the model has positions for 64 tokens" in refused(
-        ["--checkpoint", classifier, text, "--max_length", "65"], capsys)
+        predict, ["--checkpoint", classifier, text, "--max_length", "65"])
 
 
 def test_windows_of_a_long_text(classifier, tmp_path, capsys):
@@ -458,6 +449,6 @@ def test_a_reader_that_has_enough(classifier, monkeypatch, capsys):
     assert exit.value.code == 141 and not capsys.readouterr().err
 
 
-def test_standard_input_that_is_not_utf8(classifier, capsys, monkeypatch):
+def test_standard_input_that_is_not_utf8(classifier, refused, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a film\ntr\xe8s\n")))
-    assert "standard input, line 2: not UTF-8" in refused(["--checkpoint", classifier], capsys)
+    assert "standard input, line 2: not UTF-8" in refused(predict, ["--checkpoint", classifier])

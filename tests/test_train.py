@@ -45,15 +45,6 @@ def run(argv):
     return done.returncode, done.stdout, done.stderr
 
 
-def refused(argv, capsys, main=train_mlm.main):
-    """Run main, which must end with status 2 and one line; returns the line."""
-    with pytest.raises(SystemExit) as exit:
-        main(argv)
-    assert exit.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error and len(error.splitlines()) == 1, error
-    return error
-
 # -----------------------------------------------------------------------------
 # what a checkpoint claims
 
@@ -149,7 +140,7 @@ def test_ctrl_c_while_a_checkpoint_is_read_is_no_damage(flags, tmp_path, capsys,
     assert (tmp_path / "resume.pt").read_bytes() == before
 
 
-def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, capsys):
+def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, refused):
     argv = flags(tmp_path, "roberta", "--max_steps", 100000)
     first = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
@@ -158,7 +149,7 @@ def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, capsys):
             time.sleep(0.01)
         log = (tmp_path / "log.jsonl").read_bytes()
         for more in (["--overwrite"], ["--init_from", "resume"]):
-            assert "another run is under way there" in refused([*argv, *more], capsys)
+            assert "another run is under way there" in refused(train_mlm, [*argv, *more])
         assert (tmp_path / "log.jsonl").read_bytes().startswith(log) and first.poll() is None
     finally:
         first.kill()
@@ -166,26 +157,26 @@ def test_a_second_run_in_the_same_folder_is_refused(flags, tmp_path, capsys):
     train_mlm.main([*flags(tmp_path), "--overwrite"])  # what was killed holds nothing
 
 
-def test_a_run_that_ended_while_this_one_prepared_is_not_overwritten(flags, tmp_path, capsys, monkeypatch):
+def test_a_run_that_ended_while_this_one_prepared_is_not_overwritten(flags, tmp_path, refused, monkeypatch):
     """Both began in an empty folder."""
     prepare = train_mlm.validation_batches
     def slow(*arguments):
         tmp_path.joinpath("log.jsonl").write_text("of the other\n")
         return prepare(*arguments)
     monkeypatch.setattr(train_mlm, "validation_batches", slow)
-    assert "another run has written there since this one began" in refused(flags(tmp_path), capsys)
+    assert "another run has written there since this one began" in refused(train_mlm, flags(tmp_path))
     assert tmp_path.joinpath("log.jsonl").read_text() == "of the other\n"
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"step": "3"}', "{" * 100_000])
-def test_a_damaged_log_is_named(line, flags, tmp_path, capsys):
+def test_a_damaged_log_is_named(line, flags, tmp_path, capsys, refused):
     train_mlm.main(flags(tmp_path))
     number = len(read_log(tmp_path)) + 1
     with open(tmp_path / "log.jsonl", "a") as f:
         f.write(line + "\n")
     capsys.readouterr()
     resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
-    assert f"log.jsonl, line {number} is damaged" in refused(resume, capsys)
+    assert f"log.jsonl, line {number} is damaged" in refused(train_mlm, resume)
 
 
 def test_resuming_a_finished_run_with_more_steps_goes_on(flags, tmp_path):
@@ -470,13 +461,13 @@ def test_nats_per_byte_by_hand(flags, tmp_path):
     assert final["nats_per_byte"] == pytest.approx(final["val_loss"] * tokens / size, rel=1e-9)
 
 
-def test_a_mistake_in_the_source_says_where(flags, tmp_path, capsys, monkeypatch):
+def test_a_mistake_in_the_source_says_where(flags, tmp_path, refused, monkeypatch):
     """Python raises ValueErrors, too, which are not about the input."""
     def sums_of(*arguments):
         one, two = 1, 2, 3
     monkeypatch.setattr(train_mlm, "sums_of", sums_of)
     line = sums_of.__code__.co_firstlineno + 1
-    error = refused(flags(tmp_path), capsys)
+    error = refused(train_mlm, flags(tmp_path))
     assert error == f"train_mlm.py: too many values to unpack (expected 2) (test_train.py, line {line})"
 
 
@@ -566,20 +557,20 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--seed", "-1"], "argument --seed: -1 is not zero or a positive whole number"),
     (["--cache_dir", "/proc/nothing"], "--cache_dir /proc/nothing cannot be written"),
 ])
-def test_bad_input(more, message, flags, tmp_path, capsys):
+def test_bad_input(more, message, flags, tmp_path, refused):
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     more = [str(tmp_path) if word == "CHECKPOINT" else word for word in more]
-    error = refused(flags(tmp_path / "out", "roberta", *more), capsys)
+    error = refused(train_mlm, flags(tmp_path / "out", "roberta", *more))
     assert message in error and error.startswith("train_mlm.py: ")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flag", ["--out_dir", "--cache_dir"])
-def test_what_cannot_be_written_is_found_before_the_text_is_read(flag, flags, tmp_path, capsys):
+def test_what_cannot_be_written_is_found_before_the_text_is_read(flag, flags, tmp_path, refused):
     (tmp_path / "file").write_text("")
     more = [flag, tmp_path / "file" / "inside", "--data", tmp_path / "file"]  # which is empty, too
     assert f"{flag} {tmp_path}/file/inside cannot be written: " in refused(
-        flags(tmp_path / "out", "roberta", *more), capsys)
+        train_mlm, flags(tmp_path / "out", "roberta", *more))
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -590,9 +581,9 @@ def test_what_cannot_be_written_is_found_before_the_text_is_read(flag, flags, tm
     ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1: no column 'text' among body"),
     ("a.csv", b"id,text\n1,Hello, world\n", "a.csv, line 2: 3 columns; the first line has 2"),
 ])
-def test_bad_files(name, content, message, flags, tmp_path, capsys):
+def test_bad_files(name, content, message, flags, tmp_path, refused):
     (tmp_path / name).write_bytes(content)
-    error = refused(flags(tmp_path / "out", "roberta", "--data", tmp_path / name), capsys)
+    error = refused(train_mlm, flags(tmp_path / "out", "roberta", "--data", tmp_path / name))
     assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
@@ -623,52 +614,52 @@ def test_ctrl_c_before_the_first_step_leaves_the_run_it_was_to_replace(flags, tm
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_data_and_out_dir_apart(flags, text_file, tmp_path, capsys):
+def test_data_and_out_dir_apart(flags, text_file, tmp_path, refused):
     shutil.copy(text_file, tmp_path / "log.jsonl")
     for more, message in (
             (["--data", str(tmp_path)], f"train_mlm.py: --data {tmp_path} holds --out_dir {tmp_path}/out"),
             (["--val_data", str(tmp_path / "log.jsonl"), "--out_dir", str(tmp_path), "--overwrite"],
              f"--val_data {tmp_path}/log.jsonl is in --out_dir, and would be lost")):
-        assert message in refused(flags(tmp_path / "out", "roberta", *more), capsys)
+        assert message in refused(train_mlm, flags(tmp_path / "out", "roberta", *more))
     assert (tmp_path / "log.jsonl").read_bytes() == text_file.read_bytes()
 
 
-def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys):
+def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys, refused):
     train_mlm.main(flags(tmp_path))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     capsys.readouterr()
-    assert "holds a run already" in refused(flags(tmp_path), capsys)
+    assert "holds a run already" in refused(train_mlm, flags(tmp_path))
     resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
-    assert "--model roberta, and bert does not go on with it" in refused([*resume, "--model", "bert"], capsys)
-    assert "--seq_length 32, and 64 does not" in refused([*resume, "--seq_length", "64"], capsys)
-    assert "another tokenizer" in refused([*resume, "--vocab_size", "500"], capsys)
+    assert "--model roberta, and bert does not go on" in refused(train_mlm, [*resume, "--model", "bert"])
+    assert "--seq_length 32, and 64 does not" in refused(train_mlm, [*resume, "--seq_length", "64"])
+    assert "another tokenizer" in refused(train_mlm, [*resume, "--vocab_size", "500"])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
 
 
-def test_the_checkpoint_to_start_from_is_not_written_over(flags, tmp_path, capsys):
+def test_the_checkpoint_to_start_from_is_not_written_over(flags, tmp_path, capsys, refused):
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
     before = (tmp_path / "model.safetensors").read_bytes()
     capsys.readouterr()
     assert "is where this starts from, and would be lost" in refused(
-        flags(tmp_path, "roberta", "--init_from", str(tmp_path), "--overwrite"), capsys)
+        train_mlm, flags(tmp_path, "roberta", "--init_from", str(tmp_path), "--overwrite"))
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_a_run_of_an_older_version_is_refused(flags, tmp_path, capsys):
+def test_a_run_of_an_older_version_is_refused(flags, tmp_path, capsys, refused):
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1))
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
     del state["args"]["decay"]
     torch.save(state, tmp_path / "resume.pt")
     capsys.readouterr()
     assert "a run of an older version, without --decay" in refused(
-        ["--init_from", "resume", "--out_dir", str(tmp_path)], capsys)
+        train_mlm, ["--init_from", "resume", "--out_dir", str(tmp_path)])
 
 
-def test_no_row_with_two_sentences(flags, tmp_path, capsys):
+def test_no_row_with_two_sentences(flags, tmp_path, refused):
     """ALBERT's second task has nothing to put in order."""
     (tmp_path / "long.txt").write_text("\n\n".join(["and so on " * 60] * 60), encoding="utf-8")
-    error = refused(flags(tmp_path / "run", "albert", "--data", str(tmp_path / "long.txt")), capsys)
+    error = refused(train_mlm, flags(tmp_path / "run", "albert", "--data", str(tmp_path / "long.txt")))
     assert "no row of 96 tokens has two whole sentences" in error and not (tmp_path / "run").exists()
 
 
@@ -701,7 +692,7 @@ def test_flags_of_the_optimizer_count_when_resumed(flags, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_rows_without_a_token_to_predict(flags, tmp_path, capsys):
+def test_rows_without_a_token_to_predict(flags, tmp_path, capsys, refused):
     """Of words that the tokenizer does not know: no loss from them, and the run goes on."""
     train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 1))
     text = Path(flags(tmp_path)[flags(tmp_path).index("--data") + 1])
@@ -716,7 +707,7 @@ def test_rows_without_a_token_to_predict(flags, tmp_path, capsys):
     (tmp_path / "strange.txt").write_text("\n\n".join([strange] * 200), encoding="utf-8")
     capsys.readouterr()
     assert "no token to predict" in refused(
-        flags(tmp_path / "c", "bert", *more, "--data", str(tmp_path / "strange.txt")), capsys)
+        train_mlm, flags(tmp_path / "c", "bert", *more, "--data", str(tmp_path / "strange.txt")))
 
 
 def test_the_parts_of_a_loss_without_targets():
@@ -730,12 +721,12 @@ def test_the_parts_of_a_loss_without_targets():
     assert shares.tolist() == [0, 0, 0, 0] and not logits.grad.any()
 
 
-def test_a_process_without_a_gpu(monkeypatch, capsys):
+def test_a_process_without_a_gpu(monkeypatch, refused):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 4), ("LOCAL_WORLD_SIZE", 4)):
         monkeypatch.setenv(name, str(value))
-    assert "4 processes, and this machine has 2 GPUs" in refused(["--device", "cuda"], capsys)
+    assert "4 processes, and this machine has 2 GPUs" in refused(train_mlm, ["--device", "cuda"])
 
 
 def test_a_checkpoint_says_what_model_it_is(flags, tmp_path, capsys):
@@ -757,38 +748,38 @@ def test_the_padding_id_of_a_given_tokenizer(flags, tmp_path):
     assert (config["pad_token_id"], config["max_position_embeddings"]) == (7, 32 + 8)
 
 
-def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, tmp_path, capsys):
+def test_a_checkpoint_of_another_family_or_a_small_vocabulary_is_refused(flags, tmp_path, capsys, refused):
     train_mlm.main(flags(tmp_path / "a", "roberta", "--max_steps", 1))
     capsys.readouterr()
     out = tmp_path / "out"
-    assert "model_type is 'roberta'" in refused(flags(out, "bert", "--init_from", tmp_path / "a"), capsys)
+    assert "model_type is 'roberta'" in refused(train_mlm, flags(out, "bert", "--init_from", tmp_path / "a"))
     more = ["--init_from", tmp_path / "a", "--vocab_size", 500]
-    assert "--vocab_size: only a tokenizer that is trained" in refused(flags(out, "roberta", *more), capsys)
+    assert "--vocab_size: only a tokenizer" in refused(train_mlm, flags(out, "roberta", *more))
     more = ["--init_from", tmp_path / "a", "--tokenizer", "bpe"]  # its ids would mean other tokens
-    assert "bpe is not the tokenizer of" in refused(flags(out, "roberta", *more), capsys)
+    assert "bpe is not the tokenizer of" in refused(train_mlm, flags(out, "roberta", *more))
     train_mlm.main(flags(tmp_path / "large", "roberta", "--max_steps", 1, "--vocab_size", "700"))
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "a" / name).write_bytes((tmp_path / "large" / name).read_bytes())
     capsys.readouterr()
     more = ["--init_from", tmp_path / "a"]
-    assert "the tokenizer has 700 ids, the model 600" in refused(flags(out, "roberta", *more), capsys)
+    assert "the tokenizer has 700 ids, the model 600" in refused(train_mlm, flags(out, "roberta", *more))
     torch.save({"model": {}}, tmp_path / "a" / "resume.pt")
     (tmp_path / "a" / rundir.PREVIOUS).unlink(missing_ok=True)
     assert "not what this script writes" in refused(
-        ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
+        train_mlm, ["--init_from", "resume", "--out_dir", str(tmp_path / "a")])
     (tmp_path / "a" / "resume.pt").write_bytes(b"PK\x03\x04 cut short")
     assert "resume.pt is damaged" in refused(
-        ["--init_from", "resume", "--out_dir", str(tmp_path / "a")], capsys)
+        train_mlm, ["--init_from", "resume", "--out_dir", str(tmp_path / "a")])
     assert not out.exists()
 
 
-def test_heads_that_do_not_divide_the_width(flags, tmp_path, capsys, monkeypatch):
+def test_heads_that_do_not_divide_the_width(flags, tmp_path, refused, monkeypatch):
     monkeypatch.setitem(roberta.PRESETS, "odd", roberta.preset(2, 100, 3))
     argv = flags(tmp_path / "o", "roberta", "--preset", "odd")
-    assert "3 heads do not divide a width of 100" in refused(argv, capsys)
+    assert "3 heads do not divide a width of 100" in refused(train_mlm, argv)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, refused, monkeypatch):
     """It breaks down at the fifth step; the checkpoint of the third is left."""
     clip, calls = torch.nn.utils.clip_grad_norm_, []
     def spoil_the_fifth(parameters, limit):
@@ -798,17 +789,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys, monkey
             parameters[0].grad.fill_(float("nan"))
         return clip(parameters, limit)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil_the_fifth)
-    error = refused(flags(tmp_path, "roberta", "--log_interval", 7), capsys)
+    error = refused(train_mlm, flags(tmp_path, "roberta", "--log_interval", 7))
     assert "not finite at step 5; what was saved at step 3 is kept" in error
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
     assert state["step"] == 3 and all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
-def test_a_full_disk_is_said_before_training(flags, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_said_before_training(flags, tmp_path, refused, monkeypatch):
     class Usage:
         free = 1000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
-    assert "checkpoints need" in refused(flags(tmp_path / "out"), capsys)
+    assert "checkpoints need" in refused(train_mlm, flags(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -862,7 +853,7 @@ def test_an_epochs_run_can_be_resumed(flags, tmp_path, text_file):
     assert steps == list(range(1, len(steps) + 1)) and len(again) == pytest.approx(2 * len(steps), abs=1)
 
 
-def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys):
+def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys, refused):
     """Also where the tokenizer was not trained on it."""
     train_mlm.main(flags(tmp_path / "a", "bert", "--max_steps", 1))
     corpus = tmp_path / "copy.txt"
@@ -871,7 +862,8 @@ def test_a_changed_corpus_is_not_resumed(flags, tmp_path, text_file, capsys):
     train_mlm.main(flags(tmp_path / "b", "bert", *more))
     corpus.write_bytes(text_file.read_bytes() + b"One more paragraph.\n")
     capsys.readouterr()
-    error = refused(["--init_from", "resume", "--out_dir", str(tmp_path / "b"), "--max_steps", "3"], capsys)
+    resume = ["--init_from", "resume", "--out_dir", str(tmp_path / "b"), "--max_steps", "3"]
+    error = refused(train_mlm, resume)
     assert "trained on other text" in error
 
 
@@ -905,11 +897,11 @@ def test_seeds_steps_and_processes_have_dropout_of_their_own(flags, tmp_path):
     train_mlm.main(flags(tmp_path, "roberta", "--max_steps", 1, "--seed", 2**40))
 
 
-def test_a_text_of_one_document_has_no_next_sentence_task(flags, tmp_path, capsys):
+def test_a_text_of_one_document_has_no_next_sentence_task(flags, tmp_path, refused):
     text = "\n".join(f"Paragraph {i} has a sentence. It has another one, too." for i in range(3000))
     (tmp_path / "book.txt").write_text(text)
     book = ("--data", tmp_path / "book.txt", "--max_steps", 1)
-    assert "too few documents" in refused(flags(tmp_path / "out", "bert", *book), capsys)
+    assert "too few documents" in refused(train_mlm, flags(tmp_path / "out", "bert", *book))
     train_mlm.main(flags(tmp_path / "out", "roberta", *book))
 
 

@@ -3,14 +3,14 @@ ALBERT in one file: the model, its heads, its published sizes, and its Hugging F
 
 Paper: Lan et al. 2019, https://arxiv.org/abs/1909.11942. Reference: google-research/albert, modeling.py.
 
-What is ALBERT's own (`diff bert.py albert.py` is the lesson):
+What sets ALBERT apart (`diff bert.py albert.py` is the lesson):
   - factorised embeddings: tokens have E numbers, and one matrix takes them to H
   - layers share their weights: one group of layers, run num_hidden_layers times
   - the second task is sentence order (SOP): have the two segments changed places?
   - the GELU is the tanh approximation, and dropout is 0 but before a classifier (the published version 2)
 
 Shapes: B rows in a batch, T tokens in a row, H hidden size, nh heads of size D = H / nh,
-K masked positions in a row, V vocabulary, L labels, E embedding size.
+Q positions that are read (in pretraining the K masked ones), V vocabulary, L labels, E embedding size.
 """
 
 import json
@@ -38,7 +38,7 @@ class Config:
     vocab_size: int = 30000
     embedding_size: int = 128
     hidden_size: int = 768
-    num_hidden_layers: int = 12                  # how many times a layer is applied
+    num_hidden_layers: int = 12                  # how many times a group is applied
     num_hidden_groups: int = 1                   # sets of weights that those share
     inner_group_num: int = 1                     # layers in a group
     num_attention_heads: int = 12
@@ -53,7 +53,7 @@ class Config:
     initializer_range: float = 0.02              # standard deviation of fresh weights
     pad_token_id: int = 0
     num_labels: int = 2                          # of a classifier; 1 is a regression
-    id2label: dict = None                        # their names; None: LABEL_0, LABEL_1, ...
+    id2label: dict = None                        # their names, which count them; None: LABEL_0, ...
     problem_type: str = None                     # see classification_loss
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ PRESETS = {
     "albert-large-v2": preset(24, 1024, 16),
     "albert-xlarge-v2": preset(24, 2048, 16),
     "albert-8m": preset(6, 576, 9, intermediate_size=2048),  # a size to pretrain at home
-    # for four minutes on two cores: one layer learns most in them, with larger weights
+    # for four minutes on two cores: in them one layer learns most, with larger weights
     "albert-laptop": preset(1, 256, 8, initializer_range=0.06),
 }
 
@@ -116,10 +116,12 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, x, context, attn_mask):
-        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). Mostly both are the same."""
+        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer,
+        where not all positions may be read."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout if self.training else 0.0
+        # no causal mask, unlike GPT: every token sees those before it and those after it
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, nh, Q, D) -> (B, Q, H)
 
@@ -156,7 +158,7 @@ class Layer(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """What every model below can do besides computing; the functions stand at the end of this file."""
+    """What all models below share; the functions stand at the end of this file."""
 
     def init_weights(self):
         for module in self.modules():
@@ -191,19 +193,19 @@ class Encoder(Pretrained):
         self.init_weights()
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, positions=None):
-        """All (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for padding; None, faster: no padding.
-        positions (B, Q): the only ones that are read -> (B, Q, H), the same numbers sooner: the last layer
-        computes keys and values for all tokens, and the rest only there."""
+        """input_ids, token_type_ids, attention_mask (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for
+        padding; None: no padding, which is faster. positions (B, Q): return only these -> (B, Q, H), the same
+        numbers for less work: the last layer computes keys and values everywhere, and the rest only there."""
         x = self.embedding_to_hidden(self.embeddings(input_ids, token_type_ids))  # (B, T, E) -> (B, T, H)
         attn_mask = None if attention_mask is None else attention_mask[:, None, None].bool()  # (B, 1, 1, T)
-        G, L = self.config.num_hidden_groups, self.config.num_hidden_layers
-        layers = [layer for i in range(L) for layer in self.groups[i * G // L]]
+        groups, depth = self.config.num_hidden_groups, self.config.num_hidden_layers
+        layers = [layer for i in range(depth) for layer in self.groups[i * groups // depth]]
         for layer in layers[:-1]:
             x = layer(x, attn_mask)
         return layers[-1](x, attn_mask, positions)
 
     def pool(self, x):
-        """(B, T, H) -> (B, H), a summary of each row read from its first token."""
+        """(B, T, H) -> (B, H), a summary of each row, read from its first token, [CLS]."""
         return torch.tanh(self.pooler(x[:, 0]))
 
 # -----------------------------------------------------------------------------
@@ -218,7 +220,7 @@ class MLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x, word_embeddings):
-        """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings, used a second time."""
+        """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings (tied)."""
         return F.linear(self.norm(self.act(self.dense(x))), word_embeddings, self.bias)
 
 
@@ -236,8 +238,9 @@ class ForPreTraining(Pretrained):
 
     def forward(self, input_ids, positions, labels=None, token_type_ids=None, attention_mask=None,
                 sentence_labels=None):
-        """positions (B, K): where to predict; labels (B, K), -100 ignored; sentence_labels (B,): 0 if the
-        segments are in order, 1 if they have changed places.
+        """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks; labels (B, K),
+        the tokens that stood there, -100 ignored; sentence_labels (B,): 0 if the segments are in
+        order, 1 if they have changed places.
 
         Without labels -> logits (B, K, V), sentence_logits (B, 2). With -> the loss, and a dict of its parts
         and the accuracies. The loss is the sum of the tasks' losses, each a mean over its own targets.
@@ -307,7 +310,7 @@ def cross_entropy(logits, labels):
 
 
 def classification_loss(logits, labels, config):
-    """logits (B, L) -> the loss that transformers takes for this config."""
+    """logits (B, L) -> the loss; without a problem_type squared error for one label, else cross-entropy."""
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return F.mse_loss(logits.float(), labels.float().view_as(logits))
     if config.problem_type == "multi_label_classification":
@@ -384,7 +387,7 @@ def hf_config(model):
 def save_checkpoint(model, path):
     """Write both files. ValueError for a model with adapters, OSError where they cannot be written."""
     from safetensors.torch import save
-    if hasattr(model, "lora"):
+    if any(".lora_" in name for name in model.state_dict()):
         raise ValueError("the model has LoRA adapters: merge them first, or save them alone by lora.save")
     keys, config = hf_keys(model), json.dumps(hf_config(model), indent=2) + "\n"
     weights = {keys[name]: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -415,7 +418,7 @@ def load_checkpoint(cls, path_or_name, overrides):
     for name, parameter in model.state_dict().items():
         key, shape = keys[name], tuple(parameter.shape)
         if key in weights and weights[key].shape != shape:
-            if "num_labels" not in overrides or not key.startswith("classifier."):
+            if not {"num_labels", "id2label"} & set(overrides) or not key.startswith("classifier."):
                 raise ValueError(f"{path}: {key} has the shape {tuple(weights[key].shape)}, not {shape}")
             del weights[key]  # a head for other classes
     for key in sorted(weights.keys() ^ set(keys.values())):  # in one of the two alone
@@ -453,7 +456,8 @@ def read_config(path, overrides):
     try:
         with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
             config = {**expected, **json.load(f)}
-        config["num_labels"] = len(config.get("id2label") or (0, 1))  # transformers' default is two
+        if overrides.get("num_labels") not in (None, len(config.get("id2label") or ())):
+            config["id2label"] = None  # they are other classes' names
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}/config.json is not the JSON of a configuration: {error}") from error
     for name, value in expected.items():
@@ -482,17 +486,21 @@ def check_config(config):
         raise ValueError(f"config: {heads} heads do not divide a width of {width}")
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"config: hidden_act {config.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
+    problems = ("regression", "single_label_classification", "multi_label_classification", None)
+    if config.problem_type not in problems:
+        raise ValueError(f"config: problem_type {config.problem_type!r} is none of "
+                         f"{', '.join(problems[:-1])}")
     if config.pad_token_id >= config.vocab_size:
         raise ValueError(f"config: pad_token_id {config.pad_token_id} in a vocabulary of {config.vocab_size}")
-    ids = list(range(config.num_labels))
-    if len(config.id2label or ()) != len(ids):
-        config.id2label = {i: f"LABEL_{i}" for i in ids}
+    if not config.id2label:
+        config.id2label = {i: f"LABEL_{i}" for i in range(config.num_labels)}
     # JSON makes the ids strings, and some files sort them as such
     config.id2label = dict(sorted((int(i), label) for i, label in config.id2label.items()))
+    config.num_labels = len(config.id2label)
     if not all(isinstance(label, str) for label in config.id2label.values()):
         raise ValueError(f"config: the names in id2label are {list(config.id2label.values())}, not strings")
-    if list(config.id2label) != ids:
-        raise ValueError(f"config: the ids of id2label are {list(config.id2label)}, not 0 to {ids[-1]}")
+    if list(config.id2label) != list(range(config.num_labels)):
+        raise ValueError(f"config: the ids of id2label are {list(config.id2label)}, not 0, 1, ...")
 
 
 def read_weights(path):

@@ -1,6 +1,6 @@
 """
-Fresh weights with a head start. A masked language model learns first, and slowly, which tokens are frequent
-and where a token's neighbours stand; here it begins with both. The architecture stays what it is.
+Fresh weights with a head start. A masked language model first learns, slowly, which tokens are frequent and
+how to look at a token's neighbours; here it starts with both. The architecture does not change.
 
     model = bert.ForPreTraining(bert.Config())
     init.unigram_bias(model, tokens)    # the loss starts at the entropy of the tokens' frequencies
@@ -30,8 +30,8 @@ def frequencies(width):
 
 @torch.no_grad()
 def sinusoids(model):
-    """The position embeddings become sinusoids, sine and cosine in turns, four times as large as other fresh
-    weights."""
+    """The position embeddings become sinusoids, sine and cosine in turns, with an amplitude of four times
+    initializer_range."""
     table = model.encoder.embeddings.position.weight  # (positions, E)
     angles = torch.arange(len(table))[:, None] * frequencies(table.shape[1])
     waves = torch.stack([angles.sin(), angles.cos()], 2).flatten(1)[:, :table.shape[1]]
@@ -40,11 +40,11 @@ def sinusoids(model):
 
 @torch.no_grad()
 def neighbours(model):
-    """Half of the heads of every layer start looking at one distance each: one token back, one ahead, two
-    back, and so on. To a key are added the fastest sinusoids of its position, to a query those of the
-    position that it looks for: the same, rotated, as sin(a + b) = sin a cos b + cos a sin b. Positions reach
-    every layer through the residual stream. The other heads stay random: with all of them set, NSP is learnt
-    later, and ALBERT's loss ends higher. model: on the CPU, in float32."""
+    """Half of the heads of every layer start by looking a fixed distance away: one token back, one ahead, two
+    back, and so on. A key gets the fastest sinusoids of its own position, a query those of the position that
+    it looks for, which are its own, rotated: sin(a + b) = sin a cos b + cos a sin b. Positions reach every
+    layer through the residual stream. The other heads stay random: with all of them set, NSP is learnt later,
+    and ALBERT's loss ends higher. The model must be on the CPU, in float32."""
     E = model.encoder.embeddings.position.embedding_dim
     back = torch.eye(E)  # the way from a hidden vector back to the sinusoids in it
     if wide := getattr(model.encoder, "embedding_to_hidden", None):  # ALBERT's, from E to H

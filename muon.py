@@ -2,12 +2,12 @@
 Muon in one file: momentum, with every update of a matrix made orthogonal.
 
     matrices = [m.weight for m in model.encoder.modules() if isinstance(m, torch.nn.Linear)]
-    optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3)]
+    optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3)]  # others: all but these
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
-rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. torch.optim.Muon
-computes the same, matrix by matrix; here matrices of one shape go through the products together, and in
-float32 too.
+rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. It computes what
+torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw") computes; but matrices of one shape go through the
+products together, which is faster for small ones, and the products may be in float32.
 """
 
 import torch

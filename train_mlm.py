@@ -137,14 +137,12 @@ def parse_arguments(argv):
     module = importlib.import_module(args.model)
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
-    given = p.given(args, FRESH)
     if args.init_from != "scratch":
-        if given:
+        if given := p.given(args, FRESH):
             raise ValueError(f"{', '.join(given)}: a checkpoint has its weights")
         vars(args).update(dict.fromkeys(FRESH, False))
-    if "--neighbours" in given and args.neighbours > args.sinusoids:
-        raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both")
-    args.neighbours &= args.sinusoids
+    if args.neighbours and not args.sinusoids:
+        raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both, or --no-neighbours")
     args.device = runtime.choose_device(args.device)
     if args.init_from == "scratch":
         args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
@@ -271,8 +269,8 @@ def open_model(args, splits, tokenizer, state):
 
 
 def default_lr(config, optimizer):
-    """With post-LN a rate that is too high ends at the unigram line. Wider models take less, and with AdamW
-    deeper ones."""
+    """With post-LN too high a rate leaves the loss at the unigram line. Wider models need a lower one, with
+    AdamW deeper ones, too."""
     if optimizer == "muon":
         return 4e-3 if config.hidden_size <= 512 else 1e-3
     if config.num_hidden_layers == 1:
@@ -375,9 +373,9 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
 
 
 def sums_of(parts, targets, pairs):
-    """A model returns means over its targets and its pairs of sentences. Times their number each is a sum,
-    which adds up over batches and processes; times its share of them, a part of the mean over a step. -> a
-    tensor of four: MLM loss, masked accuracy, sentence loss, sentence accuracy."""
+    """A model returns means over its targets and its pairs of sentences. Times their number a mean becomes a
+    sum, which adds up over batches and processes; times their share of the step's, a part of the step's mean.
+    -> a tensor of four: MLM loss, masked accuracy, sentence loss, sentence accuracy."""
     sums, zero = [], torch.zeros_like(parts["mlm_loss"])
     for task, weight in (("mlm", targets), ("sentence", pairs)):
         for name in ("loss", "accuracy"):

@@ -22,7 +22,7 @@ CHANGES = {
     "fast, the default": "",
     "AdamW for all, no Muon": "--optimizer adamw",
     "heads start anywhere": "--no-neighbours",
-    "positions and heads start anywhere": "--no-sinusoids",
+    "positions and heads start anywhere": "--no-sinusoids --no-neighbours",
     "the output bias starts at 0": "--no-unigram_bias",
     "15 % masks": "--mask_prob 0.15",
     "linear decay": "--schedule linear",

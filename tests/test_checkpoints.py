@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import albert
 import bert
+import lora
 import roberta
 import tokenizer as tokenizers
 
@@ -206,6 +207,7 @@ def test_missing_left_over_and_misshapen_tensors_are_named(checkpoint):
     ({"hidden_dropout_prob": math.nan}, "hidden_dropout_prob = nan is not between 0 and 1"),
     ({"hidden_dropout_prob": 5}, "hidden_dropout_prob = 5 is not between 0 and 1"),
     ({"initializer_range": -1}, "initializer_range = -1 is not between 0 and 1"),
+    ({"problem_type": "multilabel"}, "problem_type 'multilabel' is none of regression, single_label_"),
 ])
 def test_configs_that_this_code_cannot_compute_are_refused(checkpoint, change, message):
     """Also absurd sizes: nothing is allocated before the shapes are known to fit."""
@@ -349,7 +351,7 @@ def test_classes_go_by_id(module):
     names = {str(i): f"class {i}" for i in sorted(range(12), key=str)}
     config = module.Config(num_labels=12, id2label=names)
     assert list(config.id2label.items()) == [(i, f"class {i}") for i in range(12)]
-    with pytest.raises(ValueError, match="the ids of id2label are \\[0, 2\\], not 0 to 1"):
+    with pytest.raises(ValueError, match="the ids of id2label are \\[0, 2\\], not 0, 1, ..."):
         module.Config(num_labels=2, id2label={"0": "a", "2": "b"})
 
 
@@ -363,6 +365,38 @@ def test_a_head_for_other_classes(tmp_path, capsys):
     assert torch.equal(again.classifier.dense.weight, model.classifier.dense.weight)
     assert "no classifier.out in the checkpoint" in capsys.readouterr().err
     assert roberta.ForSequenceClassification.from_pretrained(tmp_path, num_labels=3).fresh == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_number_of_labels_is_that_of_transformers(family, tmp_path):
+    """By names, by number, by neither; in the file and as it is loaded."""
+    module = importlib.import_module(family)
+    names = {0: "neg", 1: "neu", 2: "pos"}
+    assert module.Config(**TINY, id2label=names).num_labels == 3
+    model = module.ForSequenceClassification(module.Config(**TINY, id2label=names))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for given, count in (({}, 2), ({"num_labels": 3}, 3), ({"id2label": names}, 3)):
+        without = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+        (tmp_path / "config.json").write_text(json.dumps(without | given))
+        assert transformers.AutoConfig.from_pretrained(tmp_path).num_labels == count
+        overrides = {} if count == 3 else {"num_labels": 3}  # the weights in the file are for three
+        ours = module.ForSequenceClassification.from_pretrained(str(tmp_path), **overrides)
+        assert not ours.fresh and ours.config.num_labels == 3
+    renamed = module.ForSequenceClassification.from_pretrained(str(tmp_path), id2label={0: "no", 1: "yes"})
+    assert renamed.fresh and renamed.config.id2label == {0: "no", 1: "yes"} and renamed.config.num_labels == 2
+    more = module.ForSequenceClassification.from_pretrained(str(tmp_path), num_labels=4)
+    assert list(more.config.id2label.values()) == ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]
+
+
+def test_adapters_anywhere_are_not_saved_as_weights(tmp_path):
+    model = bert.ForSequenceClassification(bert.Config(**TINY))
+    lora.inject(model.encoder)
+    for part in (model, model.encoder):
+        with pytest.raises(ValueError, match="the model has LoRA adapters"):
+            part.save_pretrained(tmp_path)
+    lora.merge(model).save_pretrained(tmp_path)
+    bert.ForSequenceClassification.from_pretrained(str(tmp_path))
 
 
 def sentences():

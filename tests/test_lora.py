@@ -80,8 +80,9 @@ def test_peft_opens_ours(family, kind, options, tmp_path):
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{}, dict(use_rslora=True), dict(use_dora=True)],
-                         ids=["plain", "rslora", "dora"])
+@pytest.mark.parametrize("options", [{}, dict(use_rslora=True), dict(use_dora=True),
+                                     dict(init_lora_weights="orthogonal")],
+                         ids=["plain", "rslora", "dora", "orthogonal"])
 @pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification"])
 @pytest.mark.parametrize("family", MODULES)
 def test_ours_opens_pefts(family, kind, options, tmp_path):
@@ -291,6 +292,35 @@ def test_a_fresh_pooler_goes_with_the_adapter(tmp_path):
     lora.save(ours, tmp_path / "adapter")
     a, b = logits_of(ours, peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter"))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_a_layer_that_is_trained_whole(tmp_path):
+    """Its name in the adapter is that of transformers: PEFT trains all of it, too."""
+    ours, theirs = make("bert", tmp_path / "base")
+    lora.inject(ours, r=4, modules_to_save=["encoder.layers.1", "classifier"])
+    randomise(ours)
+    for parameter in ours.encoder.layers[1].parameters():
+        parameter.data += 0.1
+    lora.save(ours, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True)
+    a, b = logits_of(ours, theirs)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert (sum(p.numel() for p in ours.parameters() if p.requires_grad)
+            == sum(p.numel() for p in theirs.parameters() if p.requires_grad))
+
+
+def test_a_layer_in_two_places(tmp_path):
+    """One adapter, applied in both; merged, it is in both."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(4, 4), torch.randn(3, 4)
+    model = nn.Sequential(linear, nn.ReLU(), linear, nn.Linear(4, 2))
+    lora.inject(model, targets="0", modules_to_save="3")
+    randomise(model)
+    assert model[0] is model[2] and isinstance(model[0], lora.LoRALinear)
+    y = model(x)
+    lora.merge(model)
+    assert model[0] is model[2] and type(model[0]) is nn.Linear
+    torch.testing.assert_close(model(x), y)
 
 
 def test_errors(tmp_path):

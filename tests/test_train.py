@@ -547,6 +547,7 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--init_from", "out/some", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
     (["--init_from", "CHECKPOINT", "--sinusoids"], "--sinusoids: a checkpoint has its weights"),
     (["--recipe", "paper", "--neighbours"], "--neighbours: heads find a neighbour by --sinusoids; give both"),
+    (["--no-sinusoids"], "give both, or --no-neighbours"),
     (["--tokenizer", "out/some", "--vocab_size", "500"], "--vocab_size: only a tokenizer that is trained"),
     (["--device", "cuda:99"], "--device cuda:99"),
     (["--threads", "-1"], "argument --threads: -1 is not a positive whole number"),

@@ -348,6 +348,7 @@ KEYS = {  # our module: theirs, {} for a number; below a module both sides say w
     "nsp": "cls.seq_relationship",
     "classifier": "classifier",
 }
+UNSAID = {}  # transformers' defaults for config.json that differ from those above
 # A file may lack a head or have another, and may hold tied parameters twice.
 HEADS = (BASE + "pooler.", "cls.", "classifier.", "qa_outputs.")
 TIED = {KEYS["mlm"] + ".decoder.weight": BASE + "embeddings.word_embeddings.weight",
@@ -447,7 +448,7 @@ def read_config(path, overrides):
                 "tie_word_embeddings": True}
     try:
         with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
-            config = {**expected, **json.load(f)}
+            config = {**UNSAID, **expected, **json.load(f)}
         if overrides.get("num_labels") not in (None, len(config.get("id2label") or ())):
             config["id2label"] = None  # they are other classes' names
     except (ValueError, TypeError, RecursionError) as error:

@@ -73,6 +73,21 @@ def pooling_of(path):
     return ways[0]
 
 
+def sentence_settings(path):
+    """What else sentence-transformers does with this checkpoint -> whether vectors get length 1, and a prompt
+    that goes before every text. ValueError for what is not computed here."""
+    folder = tokenizers.local_directory(path)
+    read = lambda name, default: tokenizers.read_json(os.path.join(folder, name), default)
+    modules = [module["type"].rpartition(".")[2] for module in read("modules.json", [])]
+    if other := set(modules) - {"Transformer", "Pooling", "Normalize"}:
+        raise ValueError(f"{path}/modules.json: {min(other)} after the encoder; that is not computed here")
+    config = read("config_sentence_transformers.json", {})
+    prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name")) or ""
+    if prompt and not read(os.path.join("1_Pooling", "config.json"), {}).get("include_prompt", True):
+        raise ValueError(f"{path}/1_Pooling/config.json: a mean without the prompt is not computed here")
+    return "Normalize" in modules, prompt
+
+
 def open_tokenizer(path, config):
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > config.vocab_size:
@@ -130,6 +145,8 @@ def kind_of(model):
     if head.endswith("ForSequenceClassification"):
         if model.config.problem_type == "multi_label_classification":
             return "multilabel"
+        if model.config.problem_type == "regression" and model.config.num_labels > 1:
+            raise ValueError(f"a regression to {model.config.num_labels} numbers; one is computed here")
         return "regression" if model.config.num_labels == 1 else "classification"
     return "tokens" if head.endswith("ForTokenClassification") else "words"
 

@@ -111,6 +111,9 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
         modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
     heads = [model.get_submodule(name) for name in modules_to_save]
     inside_heads = {id(module) for head in heads for module in head.modules()}
+    if hasattr(model, "mlm") and id(model.encoder.embeddings.word) in inside_heads:
+        raise ValueError("LoRA: PEFT would train the word embeddings apart from the output matrix, and here "
+                         "both are one: leave them out of modules_to_save")
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and id(module) not in inside_heads}
     # in a model of another kind, where no head is known, the last layer is likely to be one
@@ -213,10 +216,14 @@ def save(model, path, base=None):
     adapted = [name for name, module in linears.items() if isinstance(module, LoRALinear)]
     endings = {name.split(".")[-1] for name in adapted}  # "query" says it, unless other layers end so too
     alike = [name for name in linears if name.split(".")[-1] in endings]
+    task_type = next((task_type for ending, task_type in TASK_TYPES.items()
+                      if type(model).__name__.endswith(ending)), None)
+    whole = {name.split(".")[-1] for name in options["modules_to_save"]}
+    if task_type in ("SEQ_CLS", "TOKEN_CLS") and not whole & {"classifier", "score"}:
+        task_type = None  # PEFT would want the head in the file
     config = {
         "peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, "bias": "none",
-        "task_type": next((task_type for ending, task_type in TASK_TYPES.items()
-                           if type(model).__name__.endswith(ending)), None),
+        "task_type": task_type,
         "r": options["r"], "lora_alpha": options["alpha"], "lora_dropout": options["dropout"],
         "use_rslora": options["rslora"], "use_dora": options["dora"], "fan_in_fan_out": False,
         "target_modules": sorted(endings) if alike == adapted else adapted,

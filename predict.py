@@ -17,6 +17,7 @@ they came as one string; masks; score, pseudo_perplexity and tokens. A name that
 already gets predicted_ before it, as in predicted_label.
 """
 
+import argparse
 import json
 import math
 import os
@@ -58,7 +59,8 @@ def parser():
     add = group.add_argument
     add("--pooling", choices=("mean", "cls"),
         help="of --embed: all tokens, or the first; default: as sentence-transformers pools this checkpoint")
-    add("--normalize", action="store_true", help="of --embed: vectors of length 1")
+    add("--normalize", action=argparse.BooleanOptionalAction,
+        help="of --embed: vectors of length 1; default: as sentence-transformers does with this checkpoint")
     add("--task", choices=tasks.TASKS, help="its class names, or their numbers, are the labels of the file")
     add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
     add("--overwrite", action="store_true", help="replace FILE.npy, or what is in OUT_DIR")
@@ -210,13 +212,15 @@ def check_npy(path, overwrite):
 
 def embed_texts(args, host):
     encoder, tokenizer = inference.open_encoder(args.checkpoint)
-    texts = [text for text, in read_all(args).texts]
+    normalize, prompt = inference.sentence_settings(args.checkpoint)
+    texts = [prompt + text for text, in read_all(args).texts]
     args.max_length = runtime.row_length(args.max_length, encoder.config, tokenizer.max_length)
     encoder.to(host.device)
     with host.autocast(args.max_length):
         vectors, cut = inference.embed(encoder, tokenizer, texts, args.max_length, args.stride,
                                        args.pooling or inference.pooling_of(args.checkpoint),
-                                       args.normalize, args.batch_size)
+                                       normalize if args.normalize is None else args.normalize,
+                                       args.batch_size)
     folder, name = os.path.split(args.embed)
     rundir.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors),
                        temporary=name + ".tmp")

@@ -404,15 +404,15 @@ class Row:
 def encode(texts, tokenizer, max_length):
     """Texts, as in Examples -> Rows of at most max_length tokens, as transformers makes them.
 
-    One text [CLS] A [SEP]; two [CLS] A [SEP] B [SEP], and in RoBERTa a second [SEP] between. What is too
-    long is cut from the end of the longer text. Of a list of words, each is encoded by itself; a row keeps
-    those of which the first token fits.
+    One text [CLS] A [SEP]; two [CLS] A [SEP] B [SEP], and in RoBERTa a second [SEP] between. Special tokens
+    written in a text become their ids. What is too long is cut from the end of the longer text. Of a list of
+    words, each is encoded by itself; a row keeps those of which the first token fits.
     """
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
     is_bpe = isinstance(tokenizer, tokenizers.ByteLevelBPE)
     between = sep * 2 if is_bpe else sep
     space = " " if is_bpe and isinstance(texts[0], list) else ""  # a word begins with one
-    pieces = iter(tokenizer.encode_batch([space + part for parts in texts for part in parts]))
+    pieces = iter(tokenizer.encode_batch([space + part for parts in texts for part in parts], specials=True))
     rows = []
     for text in texts:
         parts = [next(pieces) for _ in text]
@@ -445,7 +445,9 @@ class Rows:
 
     def __init__(self, examples, kind, tokenizer, max_length, token_types):
         """token_types: whether the model tells the second sentence from the first by them."""
-        self.kind, self.tokenizer, self.token_types = kind, tokenizer, token_types
+        self.kind, self.tokenizer = kind, tokenizer
+        # transformers' RoBERTa tokenizer gives none, whatever types the model has
+        self.token_types = token_types and not isinstance(tokenizer, tokenizers.ByteLevelBPE)
         self.rows = encode(examples.texts, tokenizer, max_length)
         self.lengths = np.array([len(row.ids) for row in self.rows])
         self.labels = examples.labels  # numbers; for tokens lists of them

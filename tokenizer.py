@@ -64,9 +64,16 @@ class Tokenizer:
     def encode(self, text, specials=False):
         """str -> list of ids. With specials, special tokens written in the text become their ids, as in
         transformers; without, they are text like any other, so that a corpus cannot inject a mask."""
+        return self._ids(text, specials).tolist()
+
+    def encode_batch(self, texts, specials=False):
+        """Sequence of str -> list of id arrays (int32)."""
+        return [self._ids(text, specials) for text in texts]
+
+    def _ids(self, text, specials):
         text = without_surrogates(text)
-        if not specials:
-            return self._encode(text).tolist()
+        if not (specials and self.special_pattern.search(text)):
+            return self._encode(text)
         ids = []
         parts = self.special_pattern.split(text)  # text, special, text, special, ..., text
         for i, part in enumerate(parts):
@@ -75,11 +82,7 @@ class Tokenizer:
             else:  # RoBERTa's mask includes the spaces before it; other kinds ignore spaces anyway
                 before_mask = parts[i + 1:i + 2] == [self.special_tokens.get("mask")]
                 ids += self._encode(part.rstrip(SPACES) if before_mask else part).tolist()
-        return ids
-
-    def encode_batch(self, texts):
-        """Sequence of str -> list of id arrays (int32); plain text only."""
-        return [self._encode(without_surrogates(text)) for text in texts]
+        return np.array(ids, np.int32)
 
     def hash(self):
         """16 hex digits; tokenizers with the same ones give the same ids."""
@@ -155,13 +158,12 @@ class ByteLevelBPE(Tokenizer):
             text = " " + text
         return self.id_of_rank[self.encoding.encode_to_numpy(text, disallowed_special=())]
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, specials=False):
         """Sequence of str -> list of id arrays (int32), on all cores: tiktoken releases the GIL."""
-        texts = [without_surrogates(text) for text in texts]
         size = len(texts) // (4 * (os.cpu_count() or 1)) + 1
         chunks = [texts[i:i + size] for i in range(0, len(texts), size)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            encoded = pool.map(lambda chunk: [self._encode(text) for text in chunk], chunks)
+            encoded = pool.map(lambda chunk: [self._ids(text, specials) for text in chunk], chunks)
             return [ids for chunk in encoded for ids in chunk]
 
     def decode(self, ids):
@@ -182,16 +184,21 @@ class ByteLevelBPE(Tokenizer):
     def from_directory(cls, path):
         """Reads vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2), or else tokenizer.json; of
         tokenizer_config.json whether a space goes before, as transformers does."""
+        config, alone = read_config(path)
         vocabulary_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
         if not os.path.exists(merges_file):
             vocabulary_file, merges_file = os.path.join(path, "encoder.json"), os.path.join(path, "vocab.bpe")
-        if os.path.exists(merges_file):
+        if os.path.exists(merges_file) and not alone:
             vocabulary, lines = read_json(vocabulary_file), read_text(merges_file).split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         else:
             content = read_json(os.path.join(path, "tokenizer.json"))
-            if '"ByteLevel"' not in json.dumps(content.get("pre_tokenizer")) or content.get("normalizer"):
-                raise ValueError("tokenizer.json is of a BPE that is not byte-level")
+            words = content.get("pre_tokenizer") or {}
+            if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
+                    or content.get("normalizer")):
+                raise ValueError("tokenizer.json is of a BPE that is not GPT-2's, of bytes")
+            if alone:
+                config["add_prefix_space"] = words.get("add_prefix_space")
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
             vocabulary, merges = content["model"]["vocab"] | added, content["model"]["merges"]
         # a merge is "left right", or in newer tokenizer.json ["left", "right"]
@@ -199,7 +206,6 @@ class ByteLevelBPE(Tokenizer):
         for number, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise ValueError(f"merge {number + 1} is of {pair}, which are not two tokens")
-        config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
         return cls(tokens_by_id(vocabulary), [(unspell(left), unspell(right)) for left, right in pairs],
                    config.get("add_prefix_space") is True)
 
@@ -384,7 +390,7 @@ class WordPiece(ChunkTokenizer):
         text = ""
         for i in ids:
             token = self.tokens[i]
-            if text and not token.startswith("##") and token not in (".", ",", "?", "!"):
+            if text and not token.startswith(("##", ".", ",", "?", "!")):
                 text += " "
             text += token.removeprefix("##") if text else token
         return text
@@ -397,14 +403,15 @@ class WordPiece(ChunkTokenizer):
     @classmethod
     def from_directory(cls, path):
         """Reads vocab.txt, or else tokenizer.json; tokenizer_config.json overrides it, as in transformers."""
-        config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
-        if os.path.exists(os.path.join(path, "vocab.txt")):
+        config, alone = read_config(path)
+        if os.path.exists(os.path.join(path, "vocab.txt")) and not alone:
             lines = read_text(os.path.join(path, "vocab.txt")).removesuffix("\n").split("\n")
             tokens = [line.rstrip(SPACES) for line in lines]
         else:
             content = read_json(os.path.join(path, "tokenizer.json"))
-            model, normalizer = content["model"], content["normalizer"]
-            if normalizer.get("type") != "BertNormalizer" or model.get("continuing_subword_prefix") != "##":
+            model, normalizer, words = content["model"], content["normalizer"], content["pre_tokenizer"]
+            if (normalizer.get("type") != "BertNormalizer" or words.get("type") != "BertPreTokenizer"
+                    or model.get("continuing_subword_prefix") != "##"):
                 raise ValueError("tokenizer.json is of a WordPiece that is not BERT's")
             config = {"do_lower_case": normalizer.get("lowercase", True),
                       "strip_accents": normalizer.get("strip_accents"),
@@ -580,7 +587,7 @@ class Unigram(ChunkTokenizer):
             with open(os.path.join(path, "spiece.model"), "rb") as f:
                 tokens, scores, charsmap, symbols = read_sentencepiece(f.read())
             lowercase, keep_accents = True, False
-        config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
+        config, _ = read_config(path)
         return cls(tokens, scores, config.get("do_lower_case", lowercase),
                    config.get("keep_accents", keep_accents), charsmap, symbols)
 
@@ -855,8 +862,11 @@ def load(path_or_name):
     path = local_directory(path_or_name)
     try:
         tokenizer = published_class(path).from_directory(path)
-        config = read_json(os.path.join(path, "tokenizer_config.json"), default={})
-        tokenizer.max_length = config.get("model_max_length")
+        known = {*tokenizer.special_tokens.values(), *getattr(tokenizer, "symbols", ())}
+        if unknown := added_tokens(path) - known:
+            raise ValueError(f"the token {min(unknown)!r} was added, at which texts would have to be cut; the "
+                             "tokenizers here do not do that")
+        tokenizer.max_length = tokenizer_config(path).get("model_max_length")
         return tokenizer
     except (OSError, MemoryError):  # these say themselves what is wrong
         raise
@@ -866,11 +876,34 @@ def load(path_or_name):
         raise ValueError(f"{path}: damaged, or of another kind ({type(error).__name__}: {error})") from error
 
 
+def tokenizer_config(path):
+    return read_json(os.path.join(path, "tokenizer_config.json"), default={})
+
+
+def read_config(path):
+    """-> tokenizer_config.json, and whether transformers reads tokenizer.json alone: then it is empty.
+    ValueError for the class of a tokenizer that is not one of KINDS."""
+    config = tokenizer_config(path)
+    name = config.get("tokenizer_class") or "BertTokenizer"
+    alone = name in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if not alone and not re.fullmatch("((Distil)?Bert|Electra|Roberta|GPT2|Albert)Tokenizer(Fast)?", name):
+        raise ValueError(f"tokenizer_config.json: a {name} is not BERT's, RoBERTa's or ALBERT's tokenizer")
+    return ({} if alone else config), alone
+
+
+def added_tokens(path):
+    """Tokens that the files say are cut out of a text before all others."""
+    described = [*tokenizer_config(path).get("added_tokens_decoder", {}).values(),
+                 *read_json(os.path.join(path, "tokenizer.json"), default={}).get("added_tokens", [])]
+    return {token["content"] for token in described} | set(
+        read_json(os.path.join(path, "added_tokens.json"), default={}))
+
+
 def published_class(path):
     """The class whose published files are in the directory."""
     for name, tokenizer_class in (("vocab.txt", WordPiece), ("spiece.model", Unigram),
                                   ("merges.txt", ByteLevelBPE), ("vocab.bpe", ByteLevelBPE)):
-        if os.path.exists(os.path.join(path, name)):
+        if os.path.exists(os.path.join(path, name)) and not read_config(path)[1]:
             return tokenizer_class
     if not os.path.exists(os.path.join(path, "tokenizer.json")):
         raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "

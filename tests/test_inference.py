@@ -3,17 +3,23 @@
 import importlib
 import importlib.util
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
+import bert
 import finetune
 import inference
+import predict
+import roberta
+import runtime
 import tasks
 import tokenizer as tokenizers
 import train_mlm
@@ -181,6 +187,65 @@ def test_pooling_is_what_sentence_transformers_wrote(mode, tmp_path):
                 inference.pooling_of(str(tmp_path))
         else:
             assert inference.pooling_of(str(tmp_path)) == mode
+
+
+def test_what_sentence_transformers_does_besides(tmp_path):
+    """A prompt, vectors of length 1 or not; and modules that are not computed here."""
+    shutil.copytree(MINILM, tmp_path / "model")
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    plain = SentenceTransformer(modules=[theirs[0], theirs[1]], prompts={"query": "query: "},
+                                default_prompt_name="query", device="cpu")
+    plain.save(str(tmp_path / "plain"))
+    assert inference.sentence_settings(MINILM) == (True, "")
+    assert inference.sentence_settings(str(tmp_path / "plain")) == (False, "query: ")
+    for name in ("model", "plain"):
+        predict.main(["--checkpoint", str(tmp_path / name), "--embed", str(tmp_path / f"{name}.npy"), *TEXTS,
+                      "--dtype", "float32"])
+    np.testing.assert_allclose(np.load(tmp_path / "model.npy"), theirs.encode(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "plain.npy"), plain.encode(TEXTS), atol=1e-5)
+    dense = SentenceTransformer(modules=[theirs[0], theirs[1], Dense(384, 64)], device="cpu")
+    dense.save(str(tmp_path / "dense"))
+    with pytest.raises(ValueError, match="Dense after the encoder; that is not computed here"):
+        inference.sentence_settings(str(tmp_path / "dense"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_tokens_in_a_text_are_those_of_transformers(family, base):
+    """In texts, pairs and words."""
+    model, tokenizer = inference.open_model(base[family])
+    theirs = transformers.AutoTokenizer.from_pretrained(base[family])
+    sep, mask = tokenizer.special_tokens["sep"], tokenizer.special_tokens["mask"]
+    for text in ((f"a film {sep} it was {mask} film",), (f"{sep} film", f"it was {mask}")):
+        [row] = tasks.encode([text], tokenizer, 64)
+        assert row.ids.tolist() == theirs(*text)["input_ids"]
+
+
+def test_a_roberta_with_two_token_types_gets_one(base, tmp_path):
+    """transformers' tokenizer gives it none, even for a pair."""
+    config = roberta.Config(**roberta.PRESETS["roberta-tiny"] | dict(
+        vocab_size=300, type_vocab_size=2, max_position_embeddings=66))
+    torch.manual_seed(0)
+    roberta.ForSequenceClassification(config).save_pretrained(tmp_path)
+    model, tokenizer = inference.open_model(base["roberta"])
+    tokenizer.save(tmp_path)
+    model, tokenizer = inference.open_model(str(tmp_path))
+    pair = ("a fine film", "it was dull")
+    rows, _ = inference.make_rows(tasks.Examples([pair], None, [""]), "classification", tokenizer,
+                                  model.config, 64)
+    [logits] = tasks.logits_of(model, rows, 1, runtime.Host(
+        SimpleNamespace(device="cpu", dtype="float32", threads=1)))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        inputs = transformers.AutoTokenizer.from_pretrained(tmp_path)(*pair, return_tensors="pt")
+        expected = theirs(**inputs).logits[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_regression_to_several_numbers_is_refused():
+    model = bert.ForSequenceClassification(bert.Config(
+        **bert.PRESETS["bert-tiny"], num_labels=3, problem_type="regression"))
+    with pytest.raises(ValueError, match="a regression to 3 numbers"):
+        inference.kind_of(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -309,6 +309,32 @@ def test_a_layer_that_is_trained_whole(tmp_path):
             == sum(p.numel() for p in theirs.parameters() if p.requires_grad))
 
 
+@pytest.mark.parametrize("options", [dict(modules_to_save=[]), dict(modules_to_save=["encoder.pooler"]),
+                                     dict(modules_to_save=[], targets="classifier")])
+def test_peft_opens_an_adapter_without_the_classifier(options, tmp_path):
+    ours, theirs = make("bert", tmp_path / "base")
+    lora.inject(ours, r=4, **options)
+    randomise(ours)
+    lora.save(ours, tmp_path / "adapter", str(tmp_path / "base"))
+    a, b = logits_of(ours, peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter"))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", MODULES)
+def test_word_embeddings_that_are_tied_are_not_trained_whole(family, tmp_path):
+    """PEFT trains a copy of them, and the output matrix stays: the same files would be two models."""
+    ours = MODULES[family].ForPreTraining(small_config(family))
+    with pytest.raises(ValueError, match="apart from the output matrix"):
+        lora.inject(ours, modules_to_save=["encoder.embeddings"])
+    ours.save_pretrained(tmp_path / "base")
+    theirs = getattr(transformers, f"{HF[family]}ForMaskedLM").from_pretrained(tmp_path / "base")
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(target_modules=["query"],
+                                                         modules_to_save=["word_embeddings"]))
+    theirs.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="apart from the output matrix"):
+        lora.load(ours, tmp_path / "adapter")
+
+
 def test_a_layer_in_two_places(tmp_path):
     """One adapter, applied in both; merged, it is in both."""
     torch.manual_seed(0)

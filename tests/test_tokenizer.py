@@ -23,7 +23,8 @@ import pytest
 import sentencepiece
 import tokenizers
 from transformers import AddedToken, AutoTokenizer
-from transformers import AlbertTokenizer, BertTokenizer, GPT2Tokenizer, RobertaTokenizer
+from transformers import (AlbertTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast,
+                          RobertaTokenizer)
 
 import tokenizer
 from tokenizer import ByteLevelBPE, Unigram, WordPiece
@@ -259,6 +260,54 @@ def test_a_space_before_the_first_word_as_transformers_puts_it(trained, tmp_path
         assert ours.encode(text, specials=True) == expected
         assert tokenizer.load(tmp_path / "again").encode(text, specials=True) == expected
     assert ours.encode("Hello") != trained["bpe"].encode("Hello") and ours.hash() != trained["bpe"].hash()
+
+
+@pytest.mark.parametrize("kind", tokenizer.KINDS)
+def test_added_tokens_are_refused(kind, trained, tmp_path):
+    """transformers cuts a text at them before all else; without a word the ids would be others."""
+    theirs = AutoTokenizer.from_pretrained(save(trained[kind], tmp_path))
+    theirs.add_tokens(["<e1>"], special_tokens=True)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the token '<e1>' was added"):
+        tokenizer.load(str(tmp_path))
+
+
+def test_of_a_generic_class_tokenizer_json_alone_counts(trained, tmp_path):
+    """As in transformers: no vocab.txt beside it, no setting of tokenizer_config.json."""
+    cased = WordPiece.train(TEXTS, 1000, lowercase=False)
+    backend = AutoTokenizer.from_pretrained(save(cased, tmp_path / "cased")).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "wordpiece")
+    file = tmp_path / "wordpiece" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_lower_case": True}))
+    (tmp_path / "wordpiece" / "vocab.txt").write_text("\n".join(trained["wordpiece"].tokens) + "\n")
+    backend = AutoTokenizer.from_pretrained(save(trained["bpe"], tmp_path / "plain")).backend_tokenizer
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()  # add_prefix_space is its default
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "bpe")
+    for kind in ("wordpiece", "bpe"):
+        theirs = AutoTokenizer.from_pretrained(tmp_path / kind)
+        for text in ("The Class of it", " the words"):
+            expected = theirs.encode(text, add_special_tokens=False)
+            assert tokenizer.load(tmp_path / kind).encode(text) == expected
+    assert tokenizer.load(tmp_path / "bpe").prefix_space
+    assert not tokenizer.load(tmp_path / "wordpiece").lowercase
+
+
+@pytest.mark.parametrize("kind, part, value", [
+    ("wordpiece", "pre_tokenizer", {"type": "Whitespace"}),
+    ("bpe", "pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
+    ("bpe", "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}]})])
+def test_words_that_are_cut_otherwise_are_refused(kind, part, value, trained, tmp_path):
+    content = AutoTokenizer.from_pretrained(save(trained[kind], tmp_path / "ours")).backend_tokenizer.to_str()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(content) | {part: value}))
+    with pytest.raises(ValueError, match="tokenizer.json is of a "):
+        tokenizer.load(str(tmp_path))
+
+
+def test_classes_of_other_tokenizers_are_refused(trained, tmp_path):
+    save(trained["wordpiece"], tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    with pytest.raises(ValueError, match="a BertJapaneseTokenizer is not BERT's"):
+        tokenizer.load(str(tmp_path))
 
 
 def test_albert_saved_by_transformers_opens_here(published, tmp_path):

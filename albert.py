@@ -205,7 +205,7 @@ class Encoder(Pretrained):
         return layers[-1](x, attn_mask, positions)
 
     def pool(self, x):
-        """(B, T, H) -> (B, H), a summary of each row, read from its first token, [CLS]."""
+        """(B, T, H) -> (B, H), a summary of each row, read from its first token, [CLS] or <s>."""
         return torch.tanh(self.pooler(x[:, 0]))
 
 # -----------------------------------------------------------------------------

@@ -38,7 +38,8 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.scale = alpha / math.sqrt(r) if rslora else alpha / r
-        self.dropout = nn.Dropout(dropout)  # on the adapter's input; every token has a mask of its own
+        # on the adapter's input; every token has a mask of its own. (With DoRA PEFT drops some of W's, too.)
+        self.dropout = nn.Dropout(dropout)
         new = dict(device=base.weight.device, dtype=torch.float32)
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **new))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **new))

@@ -411,8 +411,11 @@ def encode(texts, tokenizer, max_length):
     cls, sep = [tokenizer.cls_id], [tokenizer.sep_id]
     is_bpe = isinstance(tokenizer, tokenizers.ByteLevelBPE)
     between = sep * 2 if is_bpe else sep
-    space = " " if is_bpe and isinstance(texts[0], list) else ""  # a word begins with one
-    pieces = iter(tokenizer.encode_batch([space + part for parts in texts for part in parts], specials=True))
+    strings = [part for text in texts for part in text]
+    if is_bpe and isinstance(texts[0], list):  # a word begins with a space
+        is_special = tokenizer.special_pattern.match
+        strings = [word if is_special(word) else " " + word.removeprefix(" ") for word in strings]
+    pieces = iter(tokenizer.encode_batch(strings, specials=True))
     rows = []
     for text in texts:
         parts = [next(pieces) for _ in text]

@@ -218,6 +218,11 @@ def test_special_tokens_in_a_text_are_those_of_transformers(family, base):
     for text in ((f"a film {sep} it was {mask} film",), (f"{sep} film", f"it was {mask}")):
         [row] = tasks.encode([text], tokenizer, 64)
         assert row.ids.tolist() == theirs(*text)["input_ids"]
+    prefix = {"add_prefix_space": True} if family == "roberta" else {}
+    theirs = transformers.AutoTokenizer.from_pretrained(base[family], **prefix)
+    words = ["a", sep, " film", mask, "was"]  # a space before a word is the one that it has anyway
+    [row] = tasks.encode([words], tokenizer, 64)
+    assert row.ids.tolist() == theirs(words, is_split_into_words=True)["input_ids"]
 
 
 def test_a_roberta_with_two_token_types_gets_one(base, tmp_path):

@@ -104,14 +104,17 @@ def row_documents(records, text_field):
 
 
 def group_lines(lines):
-    """Lines -> documents. A blank line ends a document, unless the text has WikiText's headings, `= Title =`:
-    then a document runs from one of those to the next. One of 10,000 lines is cut, to bound the memory."""
-    document, headings = [], False
+    """Lines -> documents. A blank line ends a document, unless the first line is a heading of WikiText's,
+    `= Title =`: then a document runs from one heading to the next. One of 10,000 lines is cut, to bound the
+    memory."""
+    document, headings = [], None
     for line in lines:
         line = line.strip()
         heading = re.fullmatch(r"= [^=].*[^=] =|= [^=] =", line) is not None
-        headings |= heading
-        if document and (heading or (not line and not headings) or len(document) == 10_000):
+        if line and headings is None:
+            headings = heading
+        ends = heading if headings else not line
+        if document and (ends or len(document) == 10_000):
             yield document
             document = []
         if line:

@@ -131,7 +131,7 @@ def open_task(args, host):
         for name in ("train", "val", "test"):
             if file := getattr(args, f"{name}_file"):
                 splits[name] = tasks.read_file(file, args.header, args.text_columns, args.label_column,
-                                               kind=args.kind)
+                                               kind=args.kind, like=splits.get("train"))
         return splits
     splits = host.once_per_machine(read)
     known = tasks.TASKS.get(args.task)
@@ -451,6 +451,11 @@ def describe(args, host, task_data, rows, n_all, n_trained):
     names = ", ".join(task_data.classes[:12]) + ", ..." * (len(task_data.classes) > 12)
     host.say(", ".join(f"{len(part):,} rows {name}" for name, part in rows.items())
              + f"; {args.kind}{' into ' * bool(names)}{names}")
+    texts, labels = task_data.splits["train"].columns
+    if texts:
+        host.say(f"columns: {' and '.join(texts)}; {', '.join(labels)}")
+    if args.kind == "tokens" and "O" not in task_data.classes:
+        host.say("no tag is O, so token_f1 is the accuracy")
     for name, part in rows.items():
         if part.cut_words:
             host.say(f"{part.cut_words:,} words of {name} are beyond --max_length: not trained on, not "

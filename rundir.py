@@ -10,6 +10,7 @@ What a run leaves in its out_dir: log.jsonl, checkpoints that appear whole, and 
     hf upload you/my-roberta out/roberta --exclude "resume*.pt"
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -40,7 +41,7 @@ class Log:
     def __init__(self, args, host, waits=False):
         self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
-        self.track = tracker(args) if args.report and self.writes else None
+        self.track = tracker(args) if args.report in ("tensorboard", "wandb") and self.writes else None
         if self.writes:
             os.makedirs(args.out_dir, exist_ok=True)
             host.lock = lock(args.out_dir)
@@ -173,12 +174,19 @@ def remove_outputs(out_dir, names):
 
 def is_own_card(out_dir):
     file = Path(out_dir, "README.md")
-    return file.exists() and CARD in file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    body, last = text[:text.rfind("<!--")], text[text.rfind("<!--"):]
+    return last == signature(body)  # as it was written
+
+
+def signature(body):
+    """The last line of a card, by which it is known to be as it was written."""
+    return f"<!-- {CARD}, {hashlib.sha256(body.encode()).hexdigest()[:16]} -->\n"
 
 
 def check_disk(flag, folder, needed=0):
     """OSError that names the flag if the folder takes no files, or if the disk has no room for that many
-    bytes, what is in the folder now included."""
+    bytes, with what a run before has left there."""
     place = os.path.abspath(folder)
     while not os.path.exists(place):  # it is made later
         place = os.path.dirname(place)
@@ -189,7 +197,8 @@ def check_disk(flag, folder, needed=0):
         raise OSError(f"--{flag} {folder} cannot be written: {error.strerror}") from error
     free = shutil.disk_usage(place).free
     if os.path.isdir(folder):
-        free += sum(entry.stat().st_size for entry in os.scandir(folder))
+        free += sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)
+                    if entry.name in OUTPUTS)
     if needed > free:
         raise OSError(f"--{flag} {folder}: checkpoints need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB "
                       "are free")
@@ -243,7 +252,7 @@ def model_card(out_dir):
             f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} {CARD}. "
             f"Use it by `{use}`.\n\n| | |\n|---|---|\n{table}\n\n"
             f"The command: `python {run['command']}`\n\n"
-            "Not evaluated for bias or safety; it repeats what its training text says.\n")
+            "Not evaluated for bias or safety; it repeats what its training text says.\n\n")
 
 
 def pretraining_facts(run, final, tokenizer):
@@ -289,5 +298,5 @@ def write_card(out_dir):
         return  # somebody has written one
     def save(folder):
         with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
-            f.write(text)
+            f.write(text + signature(text))
     save_files(out_dir, save)

@@ -116,8 +116,8 @@ def add_machine_flags(p, dtype=None):
 
 def add_output_flags(add):
     add("--overwrite", action="store_true", help="replace what is in out_dir")
-    add("--report", choices=("tensorboard", "wandb"), help="send the numbers of log.jsonl there, too; "
-        "default: neither")
+    add("--report", default="none", choices=("none", "tensorboard", "wandb"),
+        help="send the numbers of log.jsonl there, too")
     add("--dry_run", action="store_true", help="set up, take three steps, write no checkpoint")
 
 

@@ -62,6 +62,7 @@ class Examples:
     labels: list        # strings, numbers with a fraction, or lists of these; None: not labelled
     where: list         # the file and line of each row, for errors
     rows: list = None   # of a file without labels: every row as it came, {column: cell}
+    columns: tuple = ([], [])  # of a file: the names of the text columns, and of the label's
 
 
 def read_task(name):
@@ -117,14 +118,14 @@ TEXTS = ("text", "sentence", *WORDS, "review", "comment", "message", "content", 
 KNOWN = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ())}
 
 
-def read_file(file, header=None, text_columns=None, label_column=None, labelled=True, kind=None):
+def read_file(file, header=None, text_columns=None, label_column=None, labelled=True, kind=None, like=None):
     """A .csv, .tsv, .jsonl or .parquet file -> Examples.
 
     header: whether the first line of a .csv or .tsv names the columns; None: it does if one of the names is
-    known. Columns are given by name, or counted from 1; or else found by the known names, or without names by
-    what is in them. kind "multilabel": a row may have no label, and label_column name several columns, commas
-    between, of zeros and ones. ValueError for a missing column, an empty text, no label, and what
-    files.records raises.
+    known. Columns are given by name, or counted from 1; or else they are those of `like`, of another file of
+    the run, if all are here; or they are found by the known names, or without names by what is in them. kind
+    "multilabel": a row may have no label, and label_column name several columns, commas between, of zeros and
+    ones. ValueError for a missing column, an empty text, no label, and what files.records raises.
     """
     if not file.endswith(files.TABLES):
         raise ValueError(f"{file}: not one of {', '.join(files.TABLES)}")
@@ -144,13 +145,17 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     if no_header:
         likely = columns_by_content([row for _, row in records()], {*texts, *labels})
         texts, labels = texts or likely[0], labels or likely[1]
+    if like:
+        names = set(first)
+        texts = like.columns[0] if not text_columns and names >= set(like.columns[0]) else texts
+        labels = like.columns[1] if not label_columns and names >= set(like.columns[1]) else labels
     question = f"{file}: which of the columns {', '.join(first)} is"
     if len(texts) not in (1, 2) or set(labels) & set(texts):
         raise ValueError(f"{question} the text, or which two? name them by --text_columns")
     if labelled and not labels:
         raise ValueError(f"{question} the label? name it by --label_column")
 
-    examples = Examples([], [], []) if labelled else Examples([], None, [], [])
+    examples = Examples([], [] if labelled else None, [], None if labelled else [], (texts, labels))
     for where, row in records():
         examples.where.append(where)
         examples.texts.append(tuple(row.get(name) for name in texts))
@@ -197,7 +202,7 @@ def read_label(row, columns, kind, where):
 
 def clean_label(cell):
     """-> a string, "" if there is none; a list of these; a number with a fraction stays, and 1.0 is "1"."""
-    if cell is None or cell != cell:  # unequal to itself: NaN
+    if cell is None or str(cell) in ("nan", "NaN"):
         return ""
     if isinstance(cell, list):
         return [clean_label(part) for part in cell]
@@ -212,6 +217,8 @@ def find_columns(file, names, text_columns, label_columns):
     columns |= {name.lower(): name for name in reversed(names)}  # of two that differ in case the first
 
     def given(name, flag):
+        if name in names:
+            return name
         if name.lower() not in columns:
             raise ValueError(f"{file}: no column {name!r} among {', '.join(names)}; see {flag}")
         return columns[name.lower()]
@@ -291,6 +298,9 @@ def prepare(splits, kind=None, classes=None):
             for split, examples in splits.items()}
     if classes is None:
         used_first = next(iter(used.values()))
+        if {"-", "entailment"} <= used_first:
+            where = first.where[first.labels.index("-")]
+            raise ValueError(f"{where}: '-' says that there is no gold label; leave such rows out")
         are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used_first)
         classes = sorted(used_first, key=int if are_numbers else None)
         ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
@@ -324,11 +334,17 @@ def split_labels(splits, known):
     separator = next((mark for mark in "|;," if any(mark in cell for cell in cells - known)), "|")
     for examples in splits.values():
         for i, (label, where) in enumerate(zip(examples.labels, examples.where)):
+            if isinstance(label, str) and re.match(r"""\[\s*('[^',]*'|"[^",]*")\s+['"]""", label):
+                raise ValueError(f"{where}: {label!r} is a list without commas")
             if not isinstance(label, list):
                 parts = [label] if label in known else str(label).strip("[]").split(separator)
                 examples.labels[i] = [part.strip(" '\"") for part in parts if part.strip(" '\"")]
             if len(set(examples.labels[i])) < len(examples.labels[i]):
                 raise ValueError(f"{where}: a label is twice in {label!r}; write names, not zeros and ones")
+    lists = [label for examples in splits.values() for label in examples.labels]
+    if {len(label) for label in lists} == {2} and set().union(*lists) == {"0", "1"}:
+        where = next(iter(splits.values())).where[0]
+        raise ValueError(f"{where}: every row has the labels 0 and 1; write names, not zeros and ones")
 
 
 def ids_of_labels(classes, used):
@@ -362,8 +378,9 @@ def hold_out(examples, kind, share=10):
         held = {i for i in held if classes[i] <= trained}
     if len(order) < 2 * share or not held:
         raise ValueError(f"{examples.where[0]}: {len(order)} rows are too few to split; give --val_file")
-    pick = lambda inside: Examples(*([value for i, value in enumerate(values) if (i in held) == inside]
-                                     for values in (examples.texts, examples.labels, examples.where)))
+    pick = lambda inside: replace(examples, **{
+        name: [value for i, value in enumerate(getattr(examples, name)) if (i in held) == inside]
+        for name in ("texts", "labels", "where")})
     return pick(False), pick(True)
 
 

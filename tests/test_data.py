@@ -36,6 +36,11 @@ def test_wikitext_headings_begin_documents(tmp_path):
         ["= Title =", "first", "= = Section = =", "second"], ["= A =", "third"]]
 
 
+def test_a_line_like_a_heading_is_none_in_another_text(tmp_path):
+    text = "one\n\nsee\n\n= x + y =\n\ntwo\n\nthree\n"
+    assert documents(write(tmp_path / "a.txt", text)) == [["one"], ["see"], ["= x + y ="], ["two"], ["three"]]
+
+
 def test_the_formats_and_folders_give_the_same_documents(tmp_path):
     import pyarrow
     import pyarrow.parquet

@@ -60,6 +60,10 @@ def test_a_card_that_somebody_wrote_stays(flags, tmp_path):
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "3"))
     assert "--seed 3" in front_and_text(tmp_path)[1]
+    with open(tmp_path / "README.md", "a") as f:
+        f.write("And notes of mine.\n")
+    train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "4"))
+    assert "And notes of mine." in front_and_text(tmp_path)[1]
 
 
 def tracked(monkeypatch):

@@ -454,6 +454,46 @@ def test_several_labels_across_files():
         tasks.prepare({"train": labelled([["a", "b"]])})
 
 
+def test_a_name_in_its_own_case_comes_first(tmp_path):
+    file = write(tmp_path, "x.csv", "Text,text,label,Label\none,a b,x,0\ntwo,c d,y,1\n")
+    examples = tasks.read_file(file, text_columns=["text"], label_column="Label")
+    assert examples.texts == [("a b",), ("c d",)] and examples.labels == ["0", "1"]
+    assert examples.columns == (["text"], ["Label"])
+
+
+def test_files_of_a_run_have_the_same_columns(tmp_path):
+    """Those of the first; another file may have more of the usual names."""
+    train = tasks.read_file(write(tmp_path, "a.csv", "text,sentiment\na b,0\nc d,1\n"))
+    file = write(tmp_path, "b.csv", "sentence,text,id,label,sentiment\nx,a b,1,0,1\ny,c d,2,1,0\n")
+    assert tasks.read_file(file, like=train).labels == ["1", "0"]
+    assert tasks.read_file(file, like=train).texts == [("a b",), ("c d",)]
+    assert tasks.read_file(file, label_column="label", like=train).labels == ["0", "1"]
+    file = write(tmp_path, "c.csv", "text,label\na b,0\n")  # has another name for it
+    assert tasks.read_file(file, like=train).labels == ["0"]
+
+
+def test_rows_that_nobody_labelled(tmp_path):
+    """As pandas writes a missing label, and as SNLI does."""
+    for cell in ("nan", "NaN", ""):
+        file = write(tmp_path, "x.csv", f"text,score\none,0.5\ntwo,{cell}\n")
+        with pytest.raises(ValueError, match="line 3: no label in column 'score'"):
+            tasks.read_file(file)
+    rows = ["text,gold_label", "a,neutral", "b,entailment", "c,-", "d,contradiction"]
+    examples = tasks.read_file(write(tmp_path, "snli.csv", "\n".join(rows)))
+    with pytest.raises(ValueError, match="line 4: '-' says that there is no gold label"):
+        tasks.prepare({"train": examples})
+
+
+@pytest.mark.parametrize("cells, message", [
+    (["['x' 'y']", "['y']"], "line 2: \"\\['x' 'y'\\]\" is a list without commas"),
+    (["1|0", "0|1"], "line 2: every row has the labels 0 and 1; write names")])
+def test_labels_of_several_that_would_be_misread(cells, message, tmp_path):
+    rows = "\n".join(f"some text,{cell}" for cell in cells)
+    examples = tasks.read_file(write(tmp_path, "x.csv", "text,labels\n" + rows), kind="multilabel")
+    with pytest.raises(ValueError, match=message):
+        tasks.prepare({"train": examples}, "multilabel")
+
+
 BAD_LABELS = {  # the lines of a .jsonl, whose first is fine; the kind; the message
     "object": ('"a"', '{"name": "a"}', None, "line 2: {'name': 'a'} in column 'labels' is no label"),
     "null in tags": ('["O"]', '["O", null]', None, "line 2: ['O', None] in column 'labels' is no label"),

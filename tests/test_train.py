@@ -802,6 +802,11 @@ def test_a_full_disk_is_said_before_training(flags, tmp_path, refused, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     assert "checkpoints need" in refused(train_mlm, flags(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()  # with a file that is not a run's, and so gives no room
+    with open(tmp_path / "out" / "corpus.bin", "wb") as f:
+        f.truncate(10**9)
+    (tmp_path / "out" / "link").symlink_to("nowhere")
+    assert "checkpoints need" in refused(train_mlm, flags(tmp_path / "out"))
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(flags, tmp_path):

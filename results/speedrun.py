@@ -3,6 +3,7 @@ What each part of the fast recipe is worth: runs of train_mlm.py on as many toke
 a table.
 
     python results/speedrun.py --seeds 0 1 2       # those that results/speedrun.json lacks; then speedrun.md
+    python results/speedrun.py --time              # how long a step takes, one run at a time
 
 Two runs at a time, of one thread each. Ctrl-C loses those under way, no other.
 """
@@ -34,14 +35,27 @@ CHANGES = {
 }
 
 
-def train(change, seed):
-    """-> what speedrun.json keeps of a run"""
-    command = [*COMMAND.split(), *CHANGES[change].split(), "--seed", str(seed)]
+def log_of(command):
+    """Run it -> the lines of its log."""
     with tempfile.TemporaryDirectory() as out_dir:
         subprocess.run([sys.executable, *command, "--out_dir", out_dir], check=True,
                        stdout=subprocess.DEVNULL, cwd=os.path.dirname(HERE))
         with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
-            first, *_, final = map(json.loads, f)
+            return list(map(json.loads, f))
+
+
+def step_ms(change):
+    """Milliseconds a step, the mean of 200."""
+    more = "--max_steps 300 --log_interval 100 --eval_interval 1000"
+    elapsed = {line["step"]: line["elapsed_s"] for line in log_of(
+        [*COMMAND.split(), *CHANGES[change].split(), *more.split()]) if "loss" in line}
+    return 1000 * (elapsed[300] - elapsed[100]) / 200
+
+
+def train(change, seed):
+    """-> what speedrun.json keeps of a run"""
+    command = [*COMMAND.split(), *CHANGES[change].split(), "--seed", str(seed)]
+    first, *_, final = log_of(command)
     return dict(change=change, command=" ".join(["python", *command]), seed=seed, machine=first["machine"],
                 parameters=first["parameters"], unigram_nats=first["unigram_nats"], **final)
 
@@ -51,18 +65,20 @@ def table(runs):
     lines = ["# What the parts of the fast recipe are worth", "", "Written by `python results/speedrun.py`; "
              f"the command of every run is in `speedrun.json`. `python {COMMAND}` and one change: "
              f"{runs[0]['tokens'] / 1e6:.1f} M tokens, unigram line {runs[0]['unigram_nats']:.3f} nats. "
-             "Means and deviations over the seeds; the seconds are of one thread, beside another run.", "",
-             "| change | flags | validation loss | perplexity | masked accuracy | seconds | seeds |",
+             "Means and deviations over the seeds; milliseconds of one thread, by `--time`.", "",
+             "| change | flags | validation loss | perplexity | masked accuracy | a step | seeds |",
              "|---|---|---|---|---|---|---|"]
     for change in CHANGES:
         if same := [run for run in runs if run["change"] == change]:
-            losses, perplexity, accuracy, seconds = ([run[name] for run in same] for name in (
-                "val_loss", "perplexity", "val_masked_accuracy", "elapsed_s"))
+            losses, perplexity, accuracy = ([run[name] for run in same] for name in (
+                "val_loss", "perplexity", "val_masked_accuracy"))
+            times = [run["step_ms"] for run in same if "step_ms" in run]
             spread = f" ± {statistics.stdev(losses):.3f}" if len(same) > 1 else ""
             flags = f"`{CHANGES[change]}`" if CHANGES[change] else ""
             lines.append(f"| {change} | {flags} | "
                          f"**{statistics.mean(losses):.3f}**{spread} | {statistics.mean(perplexity):.1f} | "
-                         f"{statistics.mean(accuracy):.3f} | {statistics.mean(seconds):.0f} | {len(same)} |")
+                         f"{statistics.mean(accuracy):.3f} | {f'{times[0]:.0f} ms' if times else ''} | "
+                         f"{len(same)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -78,11 +94,18 @@ def main():
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
     p.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
     p.add_argument("--workers", type=int, default=2, help="runs at a time")
+    p.add_argument("--time", action="store_true", help="time steps of the runs that are there, train none")
     args = p.parse_args()
     runs = []
     if os.path.exists(os.path.join(HERE, "speedrun.json")):
         with open(os.path.join(HERE, "speedrun.json"), encoding="utf-8") as f:
             runs = json.load(f)
+    if args.time:
+        for run in runs:
+            if run["seed"] == 0:
+                run["step_ms"] = step_ms(run["change"])
+                print(run["change"], f"{run['step_ms']:.0f} ms", flush=True)
+        return write(runs)
     done = {(run["change"], run["seed"]) for run in runs}
     with ThreadPoolExecutor(args.workers) as pool:
         waiting = [pool.submit(train, change, seed) for seed in args.seeds for change in args.changes

@@ -145,7 +145,7 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     if no_header:
         likely = columns_by_content([row for _, row in records()], {*texts, *labels})
         texts, labels = texts or likely[0], labels or likely[1]
-    if like:
+    if like and like.columns[0]:  # of a file, too
         names = set(first)
         texts = like.columns[0] if not text_columns and names >= set(like.columns[0]) else texts
         labels = like.columns[1] if not label_columns and names >= set(like.columns[1]) else labels

@@ -864,8 +864,8 @@ def load(path_or_name):
         tokenizer = published_class(path).from_directory(path)
         known = {*tokenizer.special_tokens.values(), *getattr(tokenizer, "symbols", ())}
         if unknown := added_tokens(path) - known:
-            raise ValueError(f"the token {min(unknown)!r} was added, at which texts would have to be cut; the "
-                             "tokenizers here do not do that")
+            raise ValueError(f"the token {min(unknown)!r} was added, at which texts would have to be cut; "
+                             "that is not done here")
         tokenizer.max_length = tokenizer_config(path).get("model_max_length")
         return tokenizer
     except (OSError, MemoryError):  # these say themselves what is wrong

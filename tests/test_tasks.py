@@ -470,6 +470,8 @@ def test_files_of_a_run_have_the_same_columns(tmp_path):
     assert tasks.read_file(file, label_column="label", like=train).labels == ["0", "1"]
     file = write(tmp_path, "c.csv", "text,label\na b,0\n")  # has another name for it
     assert tasks.read_file(file, like=train).labels == ["0"]
+    hub = tasks.Examples([("a b",)], ["0"], ["row 1"])  # a task's rows, which have no columns
+    assert tasks.read_file(file, like=hub).texts == [("a b",)]
 
 
 def test_rows_that_nobody_labelled(tmp_path):

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 
@@ -516,7 +517,9 @@ def read_weights(path):
         if file.endswith(".safetensors"):
             weights = load_file(file)
         elif file.endswith(".bin"):
-            weights = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle protocol other than torch's own
+                weights = torch.load(file, map_location="cpu", weights_only=True)
         else:
             with open(file, encoding="utf-8") as f:
                 shards = sorted({os.path.basename(name) for name in json.load(f)["weight_map"].values()})

@@ -392,9 +392,8 @@ def load(folder):
             for name, dtype in (("tokens", meta["dtype"]), ("documents", "uint64"), ("sentences", "uint64")):
                 file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
                 size, count = os.path.getsize(file), meta[split][name]
-                if size != count * np.dtype(dtype).itemsize:
-                    raise ValueError(f"{os.path.basename(file)} has {size} bytes, "
-                                     f"not {count * np.dtype(dtype).itemsize}")
+                if size != count * {"uint16": 2, "uint32": 4, "uint64": 8}[dtype]:
+                    raise ValueError(f"{os.path.basename(file)} has {size} bytes, which are not {count} {dtype}")
                 arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
             splits[split] = Tokens(**arrays, bytes=int(meta[split]["bytes"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError) as error:

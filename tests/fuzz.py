@@ -186,7 +186,7 @@ KINDS = ("config.json", "model.safetensors", "pytorch_model.bin", "adapter_confi
 
 # -----------------------------------------------------------------------------
 
-BUGS = (NameError, UnboundLocalError, AssertionError, ImportError, Warning)  # of ours, whoever caught them
+BUGS = (NameError, UnboundLocalError, ImportError, Warning)  # of ours, whoever caught them
 
 
 class Hang(BaseException):

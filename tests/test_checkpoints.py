@@ -72,6 +72,14 @@ def test_pytorch_bin_with_the_names_of_2018(checkpoint):
     same(bert.ForPreTraining.from_pretrained(str(path)), model)
 
 
+def test_pytorch_bin_of_another_pickle_protocol_is_read_without_a_warning(checkpoint, recwarn):
+    model, path, tensors = checkpoint
+    torch.save(tensors, path / "pytorch_model.bin", pickle_protocol=3)
+    (path / "model.safetensors").unlink()
+    same(bert.ForPreTraining.from_pretrained(str(path)), model)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_become_float32(checkpoint, dtype):
     model, path, tensors = checkpoint

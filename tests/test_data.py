@@ -207,11 +207,11 @@ def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
 
 def test_damaged_token_files_are_refused(tmp_path, prepared):
     import shutil
-    for name, damage in (("train.bin", lambda b: b[:-2]), ("val.documents.bin", lambda b: b + b"\0" * 8),
-                         ("meta.json", lambda b: b[:40]),
-                         ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")),
-                         ("vocab.json", lambda b: b"{}")):
-        folder = tmp_path / name
+    damages = [("train.bin", lambda b: b[:-2]), ("val.documents.bin", lambda b: b + b"\0" * 8),
+               ("meta.json", lambda b: b[:40]), ("meta.json", lambda b: b.replace(b'uint16', b'(,uint16')),
+               ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")), ("vocab.json", lambda b: b"{}")]
+    for i, (name, damage) in enumerate(damages):
+        folder = tmp_path / str(i)
         shutil.copytree(prepared, folder)
         (folder / name).write_bytes(damage((folder / name).read_bytes()))
         with pytest.raises(ValueError, match="delete .* and run again") as error:

@@ -213,9 +213,12 @@ class MLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x, word_embeddings):
+    def forward(self, x, word_embeddings, candidates=None, log_counts=None):
         """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings (tied)."""
-        return F.linear(self.norm(self.act(self.dense(x))), word_embeddings, self.bias)
+        x, bias = self.norm(self.act(self.dense(x))), self.bias
+        if candidates is not None:  # -> (B, K, C)
+            word_embeddings, bias = F.embedding(candidates, word_embeddings), bias[candidates] + log_counts
+        return F.linear(x, word_embeddings, bias)
 
 
 class ForPreTraining(Pretrained):
@@ -230,19 +233,22 @@ class ForPreTraining(Pretrained):
         self.init_weights()
 
     def forward(self, input_ids, positions, labels=None, token_type_ids=None, attention_mask=None,
-                sentence_labels=None):
+                sentence_labels=None, candidates=None, log_counts=None):
         """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks; labels (B, K),
         the tokens that stood there, -100 ignored; sentence_labels (B,): 0 if the second segment
         follows the first, 1 if it comes from elsewhere.
 
         Without labels -> logits (B, K, V), sentence_logits (B, 2). With -> the loss, and a dict of its parts
         and the accuracies. The loss is the sum of the tasks' losses, each a mean over its own targets.
+
+        candidates (C,), log_counts (C,): in training a sample of the vocabulary that stands for all of it, each
+        for exp(log_counts) tokens (data.draw_candidates); labels are then places in candidates.
         """
         # V is large, and most positions have no target: only the masked ones go through the head, and the
         # first, from which the sentence task reads.
         positions = F.pad(positions, (1, 0))  # (B, 1 + K), beginning with 0
         x = self.encoder(input_ids, token_type_ids, attention_mask, positions)  # (B, 1 + K, H)
-        logits = self.mlm(x[:, 1:], self.encoder.embeddings.word.weight)
+        logits = self.mlm(x[:, 1:], self.encoder.embeddings.word.weight, candidates, log_counts)
         sentence_logits = self.nsp(self.encoder.pool(x))
         if labels is None:
             return logits, sentence_logits

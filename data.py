@@ -404,7 +404,7 @@ def load(folder):
 # -----------------------------------------------------------------------------
 # Rows, pairs and masks
 
-ORDER, PAIRS, MASKS, DROPOUT = 1, 2, 3, 4  # what a random number is for
+ORDER, PAIRS, MASKS, DROPOUT, CANDIDATES = 1, 2, 3, 4, 5  # what a random number is for
 
 def random_numbers(seed, purpose, epoch, row=0):
     """Philox is a counter run through a cipher: with a key and a counter of its own, every row of every epoch
@@ -461,6 +461,14 @@ class Rows:
             self.starts = sentence_windows(self.bounds, W)
         # of an epoch, in tokens; of whole windows, if they are to recur
         self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if static else N
+
+    @functools.cached_property
+    def shares(self):
+        """(V,): each id's share of the text. One more of each is counted, so that none is 0."""
+        tokens, V = self.tokens.tokens, self.tokenizer.vocab_size
+        parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
+        counts = 1 + sum(np.bincount(part, minlength=V) for part in parts)
+        return counts / counts.sum()
 
     def windows(self, epoch):
         """-> the first window of an epoch and of the next one. Rows are numbered alike."""
@@ -638,6 +646,22 @@ def choose_words(begins, special, k, stream, longest):
     if not chosen and free.any():  # every word is longer than the budget: a part of the first
         chosen = range(first[free][0], first[free][0] + k)
     return np.array([*chosen, *[-1] * (k - len(chosen))])
+
+
+def draw_candidates(labels, shares, n, stream):
+    """A sample of the vocabulary that stands for all of it in the softmax of a training step (Bengio and
+    Senécal 2008; Jean et al. 2015, section 3): the labels, and every other token with a probability of
+    min(1, n times its share of the text). A label stands for itself, another candidate for 1 / probability
+    tokens, so that the sum under the softmax is right on average.
+
+    labels (B, k), of all rows of the step; shares (V,); stream: a random generator. Returns candidates (C,),
+    ascending; log_counts (C,), float32; labels as places in candidates, -100 where they were.
+    """
+    probability, real = np.minimum(1, n * shares), labels != -100
+    probability[labels[real]] = 1
+    candidates = np.flatnonzero(stream.random(len(shares)) < probability)
+    log_counts = -np.log(probability[candidates]).astype(np.float32)
+    return candidates, log_counts, np.where(real, np.searchsorted(candidates, labels), -100)
 
 
 def unigram_nats(rows):

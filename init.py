@@ -3,7 +3,7 @@ Fresh weights with a head start. A masked language model first learns, slowly, w
 how to look at a token's neighbours; here it starts with both. The architecture does not change.
 
     model = bert.ForPreTraining(bert.Config())
-    init.unigram_bias(model, tokens)    # the loss starts at the entropy of the tokens' frequencies
+    init.unigram_bias(model, shares)    # the loss starts at the entropy of the tokens' frequencies
     init.sinusoids(model)
     init.neighbours(model)              # needs the sinusoids
 
@@ -16,11 +16,9 @@ import torch
 
 
 @torch.no_grad()
-def unigram_bias(model, tokens):
-    """The output bias becomes the logarithm of the frequency of each id in tokens, an array."""
-    parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
-    counts = 1 + sum(np.bincount(part, minlength=len(model.mlm.bias)) for part in parts)
-    model.mlm.bias.copy_(torch.from_numpy(np.log(counts / counts.sum())))
+def unigram_bias(model, shares):
+    """The output bias becomes the logarithm of each id's share of the text: an array (V,), none of them 0."""
+    model.mlm.bias.copy_(torch.from_numpy(np.log(shares)))
 
 
 def frequencies(width):

@@ -37,16 +37,16 @@ from muon import Muon
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
     # measured, part by part: results/speedrun.md
-    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, dropout=0.0, schedule="constant",
-                 decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
+    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, candidates=4000, dropout=0.0,
+                 schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
-    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, dropout=None, schedule="linear",
-                  decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
+    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, candidates=0, dropout=None,
+                  schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
     "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
-    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, log_interval=50, eval_interval=1000,
-                 compile=True),
+    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, candidates=0, log_interval=50,
+                 eval_interval=1000, compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
 FRESH = ("unigram_bias", "sinusoids", "neighbours")  # of weights that are not a checkpoint's
@@ -92,6 +92,9 @@ def parser():
     add = p.add_argument_group("masking").add_argument
     add("--seq_length", type=runtime.positive_int, help="tokens in a row; default: 64, on CUDA 128")
     add("--mask_prob", type=runtime.fraction, help="share of the tokens to predict; validation has 0.15")
+    add("--candidates", type=runtime.number(int, lambda n: n == 0 or n >= 100, "0, or 100 or more"),
+        help="the softmax of training is over a sample of the vocabulary: the ids that the step predicts, and "
+        "any other with a probability of this times its share of the text; 0: over all, as in validation")
     add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
@@ -235,7 +238,7 @@ def open_data(args, state, host):
     return splits, tokenizer
 
 
-def open_model(args, splits, tokenizer, state):
+def open_model(args, rows, tokenizer, state):
     """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
     torch.manual_seed(args.seed)
     module = importlib.import_module(args.model)
@@ -260,7 +263,7 @@ def open_model(args, splits, tokenizer, state):
         args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
     if args.init_from == "scratch" and not state:
         if args.unigram_bias:
-            init.unigram_bias(model, splits["train"].tokens)
+            init.unigram_bias(model, rows.shares)
         if args.sinusoids:
             init.sinusoids(model)
         if args.neighbours:
@@ -364,12 +367,19 @@ def mask_rate(args, progress):
 
 
 def read_batches(rows, step, elapsed, max_steps, args, host):
-    """This process's micro-batches of one step, each as rows.batch() returns it."""
+    """This process's micro-batches of one step: what a model's forward takes, as arrays."""
     rate = mask_rate(args, runtime.share_done(step, elapsed, max_steps, args))
+    first = step * args.batch_size
+    batch = rows.batch(np.arange(first, first + args.batch_size), rate, args.mask_unit)
+    sample = {}  # the same for all rows of the step, however it is cut
+    if args.candidates:
+        stream = data.random_numbers(args.seed, data.CANDIDATES, step)
+        sample["candidates"], sample["log_counts"], batch["labels"] = data.draw_candidates(
+            batch["labels"], rows.shares, args.candidates, stream)
     micro = args.batch_size // (args.accumulation * host.world)
-    first = step * args.batch_size + host.rank * micro * args.accumulation
-    return [rows.batch(np.arange(first, first + micro) + i * micro, rate, args.mask_unit)
-            for i in range(args.accumulation)]
+    first = host.rank * micro * args.accumulation
+    return [{name: array[i:i + micro] for name, array in batch.items()} | sample
+            for i in range(first, first + micro * args.accumulation, micro)]
 
 
 def sums_of(parts, targets, pairs):
@@ -557,8 +567,8 @@ def train(args, state, host):
     origin = f"{args.preset} from scratch" if args.init_from == "scratch" else f"from {args.init_from}"
     host.say(f"{args.model}, {origin}; {host.describe()}; text: {' '.join(args.data)}")
     splits, tokenizer = open_data(args, state, host)
-    model = open_model(args, splits, tokenizer, state).to(host.device)
     rows, val_rows = open_rows(args, splits, tokenizer, host)
+    model = open_model(args, rows, tokenizer, state).to(host.device)
     val_batches, unigram = validation_batches(args, val_rows, host)
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)

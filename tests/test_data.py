@@ -544,6 +544,31 @@ def test_preparing_says_it_once(tmp_path, capsys):
         assert said.count("% of the text are paragraphs that were there before") == expected
 
 
+def test_candidates_stand_for_the_vocabulary():
+    """The labels are among them; the sum of any function over them, each as often as it stands for tokens, is
+    on average the sum over the vocabulary, with the deviation of independent draws."""
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, 1001)
+    shares /= shares.sum()
+    labels = np.where(rng.random((8, 5)) < 0.2, -100, rng.integers(0, 1000, (8, 5)))
+    function = np.exp(rng.normal(size=1000))
+    probability = np.minimum(1, 300 * shares)
+    probability[labels[labels >= 0]] = 1
+    sums, sizes = [], []
+    for step in range(2000):
+        candidates, log_counts, places = data.draw_candidates(labels, shares, 300,
+                                                              data.random_numbers(0, data.CANDIDATES, step))
+        assert (places == -100).tolist() == (labels == -100).tolist() and (np.diff(candidates) > 0).all()
+        real = labels >= 0
+        assert (candidates[places[real]] == labels[real]).all() and (log_counts[places[real]] == 0).all()
+        sums.append((np.exp(log_counts) * function[candidates]).sum())
+        sizes.append(len(candidates))
+    deviation = np.sqrt(((1 - probability) / probability * function**2).sum())
+    assert np.mean(sums) == pytest.approx(function.sum(), abs=4 * deviation / np.sqrt(2000))
+    assert np.std(sums) == pytest.approx(deviation, rel=0.1)
+    assert np.mean(sizes) == pytest.approx(probability.sum(), rel=0.01) and np.mean(sizes) < 400
+
+
 def test_unigram_nats_by_hand(prepared):
     """Over the targets of all rows, in however many batches they are read."""
     splits, tokenizer = data.load(prepared)

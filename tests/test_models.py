@@ -116,6 +116,23 @@ def test_pretraining_equals_transformers(family, more, padding, tmp_path):
         assert parts["sentence_accuracy"] == hits
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sample_of_the_vocabulary_by_hand(family, tmp_path):
+    """The loss over candidates is that of transformers' logits there, each plus its log_count."""
+    config, theirs, ours_class = build(family, "ForPreTraining")
+    ours = convert(theirs, ours_class, tmp_path)
+    ids, positions = batch(config, None)[0], torch.tensor([[1, 2, 5]] * 5)
+    candidates, log_counts = torch.arange(0, 120, 3), torch.linspace(0, 2, 40)
+    places = torch.randint(0, 40, (5, 3))
+    places[2, 1] = -100
+    with torch.no_grad():
+        _, parts = ours(ids, positions, places, candidates=candidates, log_counts=log_counts)
+        reference = theirs(input_ids=ids)
+    logits = (reference.logits if family == "roberta" else reference.prediction_logits)[:, [1, 2, 5]]
+    sample = (logits[..., candidates] + log_counts).flatten(0, 1)
+    close(parts["mlm_loss"], F.cross_entropy(sample, places.flatten()))
+
+
 @pytest.mark.parametrize("kind", ["single_label_classification", "regression", "multi_label_classification"])
 @pytest.mark.parametrize("family, more", CASES)
 def test_sequence_classification_equals_transformers(family, more, kind, tmp_path):

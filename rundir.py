@@ -263,7 +263,8 @@ def pretraining_facts(run, final, tokenizer):
         "training": f"{final['tokens']:,} tokens in {final['step']:,} steps of {run['batch_size']} rows of "
                     f"{run['seq_length']}; {final['elapsed_s'] / 60:.1f} minutes",
         "recipe": f"{run['recipe']}: {run['optimizer']}, rate {run['lr']:g} ({run['schedule']}), "
-                  f"{100 * run['mask_prob']:g}% of the tokens masked, by the {run['mask_unit']}",
+                  f"{100 * run['mask_prob']:g}% of the tokens masked, by the {run['mask_unit']}"
+                  + (", a softmax over a sample of the vocabulary" if run["candidates"] else ""),
         "validation loss": f"{final['val_loss']:.3f} nats per token (a model of token frequencies: "
                            f"{run['unigram_nats']:.3f}), perplexity {final['perplexity']:.2f}, "
                            f"{final['nats_per_byte']:.3f} nats per byte",

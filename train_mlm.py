@@ -75,6 +75,10 @@ def parser():
     add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
         "from scratch, paper from a checkpoint")
     add("--optimizer", choices=("muon", "adamw"), help="muon: of the matrices between embeddings and outputs")
+    add("--candidates", type=runtime.number(int, lambda n: n == 0 or n >= 100, "0, or 100 or more"),
+        help="the softmax of training is over a sample of the vocabulary: the ids that the step predicts, and "
+        "any other with a probability of this times its share of the text; 0, on CUDA the default: over all, "
+        "as in validation")
     add("--unigram_bias", action=argparse.BooleanOptionalAction,
         help="start the output bias at the tokens' log-frequencies, and so the loss at the unigram line")
     add("--sinusoids", action=argparse.BooleanOptionalAction,
@@ -92,9 +96,6 @@ def parser():
     add = p.add_argument_group("masking").add_argument
     add("--seq_length", type=runtime.positive_int, help="tokens in a row; default: 64, on CUDA 128")
     add("--mask_prob", type=runtime.fraction, help="share of the tokens to predict; validation has 0.15")
-    add("--candidates", type=runtime.number(int, lambda n: n == 0 or n >= 100, "0, or 100 or more"),
-        help="the softmax of training is over a sample of the vocabulary: the ids that the step predicts, and "
-        "any other with a probability of this times its share of the text; 0: over all, as in validation")
     add("--sentence_weight", type=runtime.not_negative, default=1.0, help="of the NSP or SOP loss")
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
@@ -369,17 +370,19 @@ def mask_rate(args, progress):
 def read_batches(rows, step, elapsed, max_steps, args, host):
     """This process's micro-batches of one step: what a model's forward takes, as arrays."""
     rate = mask_rate(args, runtime.share_done(step, elapsed, max_steps, args))
-    first = step * args.batch_size
-    batch = rows.batch(np.arange(first, first + args.batch_size), rate, args.mask_unit)
-    sample = {}  # the same for all rows of the step, however it is cut
-    if args.candidates:
-        stream = data.random_numbers(args.seed, data.CANDIDATES, step)
+    first, size = step * args.batch_size, args.batch_size // host.world
+    mine, sample = host.rank * size + np.arange(size), {}
+    if args.candidates:  # the same for all rows of the step, however it is cut: this takes all labels
+        batch = rows.batch(first + np.arange(args.batch_size), rate, args.mask_unit)
         sample["candidates"], sample["log_counts"], batch["labels"] = data.draw_candidates(
-            batch["labels"], rows.shares, args.candidates, stream)
-    micro = args.batch_size // (args.accumulation * host.world)
-    first = host.rank * micro * args.accumulation
+            batch["labels"], rows.shares, args.candidates,
+            data.random_numbers(args.seed, data.CANDIDATES, step))
+        batch = {name: array[mine] for name, array in batch.items()}
+    else:
+        batch = rows.batch(first + mine, rate, args.mask_unit)
+    micro = size // args.accumulation
     return [{name: array[i:i + micro] for name, array in batch.items()} | sample
-            for i in range(first, first + micro * args.accumulation, micro)]
+            for i in range(0, size, micro)]
 
 
 def sums_of(parts, targets, pairs):
@@ -477,7 +480,7 @@ class Report:
         masked = max(1, round(args.mask_prob * rows.width))
         row_flops = runtime.flops_of_a_row(model.config, args.seq_length, masked, bool(rows.task))
         self.flops, self.peak = row_flops / args.seq_length, None  # of a token
-        if host.device.type == "cuda" and args.dtype == "bfloat16":
+        if host.device.type == "cuda" and args.dtype == "bfloat16" and not args.candidates:  # they vary
             self.peak = runtime.peak_flops(torch.cuda.get_device_name(host.device))
 
     def training(self, step, means, progress, elapsed):

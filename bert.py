@@ -241,8 +241,8 @@ class ForPreTraining(Pretrained):
         Without labels -> logits (B, K, V), sentence_logits (B, 2). With -> the loss, and a dict of its parts
         and the accuracies. The loss is the sum of the tasks' losses, each a mean over its own targets.
 
-        candidates (C,), log_counts (C,): in training a sample of the vocabulary that stands for all of it, each
-        for exp(log_counts) tokens (data.draw_candidates); labels are then places in candidates.
+        candidates (C,), log_counts (C,): a sample of the vocabulary to train with, and what is added to their
+        logits (data.sampled_softmax). Then C stands for V: labels are places in candidates.
         """
         # V is large, and most positions have no target: only the masked ones go through the head, and the
         # first, from which the sentence task reads.

@@ -404,7 +404,7 @@ def load(folder):
 # -----------------------------------------------------------------------------
 # Rows, pairs and masks
 
-ORDER, PAIRS, MASKS, DROPOUT, CANDIDATES = 1, 2, 3, 4, 5  # what a random number is for
+ORDER, PAIRS, MASKS, DROPOUT = 1, 2, 3, 4  # what a random number is for
 
 def random_numbers(seed, purpose, epoch, row=0):
     """Philox is a counter run through a cipher: with a key and a counter of its own, every row of every epoch
@@ -464,7 +464,8 @@ class Rows:
 
     @functools.cached_property
     def shares(self):
-        """(V,): each id's share of the text. One more of each is counted, so that none is 0."""
+        """(V,): the share of the text of each of the tokenizer's ids. One more of each is counted, so that
+        none is 0."""
         tokens, V = self.tokens.tokens, self.tokenizer.vocab_size
         parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
         counts = 1 + sum(np.bincount(part, minlength=V) for part in parts)
@@ -648,19 +649,20 @@ def choose_words(begins, special, k, stream, longest):
     return np.array([*chosen, *[-1] * (k - len(chosen))])
 
 
-def draw_candidates(labels, shares, n, stream):
-    """A sample of the vocabulary that stands for all of it in the softmax of a training step (Bengio and
-    Senécal 2008; Jean et al. 2015, section 3): the labels, and every other token with a probability of
-    min(1, n times its share of the text). A label stands for itself, another candidate for 1 / probability
-    tokens, so that the sum under the softmax is right on average.
+def sampled_softmax(labels, shares):
+    """What a step predicts as a sample of the vocabulary: training's softmax is over these ids alone, which
+    saves most of the work at the output. In a sample a frequent id is nearly always there, a rare one often as
+    the label alone. Of n labels one or more is a given id with the probability p = 1 - (1 - share)^n; with
+    -log p added to its logit, what the model learns is the softmax over all of the vocabulary (Jean et al.
+    2015, https://arxiv.org/abs/1412.2007, section 3.2).
 
-    labels (B, k), of all rows of the step; shares (V,); stream: a random generator. Returns candidates (C,),
-    ascending; log_counts (C,), float32; labels as places in candidates, -100 where they were.
+    labels (B, k), of all rows of the step, -100 ignored; shares (V,). Returns candidates (C,), ascending;
+    log_counts (C,), the -log p; and labels as places in candidates.
     """
-    probability, real = np.minimum(1, n * shares), labels != -100
-    probability[labels[real]] = 1
-    candidates = np.flatnonzero(stream.random(len(shares)) < probability)
-    log_counts = -np.log(probability[candidates]).astype(np.float32)
+    real = labels != -100
+    candidates = np.unique(labels[real])
+    p = -np.expm1(real.sum() * np.log1p(-shares[candidates]))  # 1 - (1 - share)^n, of tiny shares, too
+    log_counts = -np.log(p).astype(np.float32)
     return candidates, log_counts, np.where(real, np.searchsorted(candidates, labels), -100)
 
 

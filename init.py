@@ -3,7 +3,7 @@ Fresh weights with a head start. A masked language model first learns, slowly, w
 how to look at a token's neighbours; here it starts with both. The architecture does not change.
 
     model = bert.ForPreTraining(bert.Config())
-    init.unigram_bias(model, shares)    # the loss starts at the entropy of the tokens' frequencies
+    init.unigram_bias(model, rows.shares)  # of data.Rows; the loss starts at the unigram line
     init.sinusoids(model)
     init.neighbours(model)              # needs the sinusoids
 

@@ -171,8 +171,10 @@ def draw_pretraining(logs):
     panels[1, 1].set(xlabel=unit)
     unigram = f"unigram line {unigrams[0]:.2f}" if same else "unigram lines"
     color = "0.3" if len(logs) > 1 else "C0"
+    sampled = any(log[0].get("softmax") == "sampled" for log in logs)
+    training = "training" + (", over a sample of the vocabulary" if sampled else "")
     return figure, [("validation", dict(color=color, **styles["val_loss"])),
-                    ("training", dict(color=color, **styles["loss"])), (unigram, dict(color="0.3", **dashed))]
+                    (training, dict(color=color, **styles["loss"])), (unigram, dict(color="0.3", **dashed))]
 
 
 def loss_limits(logs):

@@ -238,8 +238,8 @@ class ForPreTraining(Pretrained):
         Without labels -> logits (B, K, V), None. With -> the loss, and a dict of its parts and
         the accuracies. The loss is a mean over the targets.
 
-        candidates (C,), log_counts (C,): in training a sample of the vocabulary that stands for all of it, each
-        for exp(log_counts) tokens (data.draw_candidates); labels are then places in candidates.
+        candidates (C,), log_counts (C,): a sample of the vocabulary to train with, and what is added to their
+        logits (data.sampled_softmax). Then C stands for V: labels are places in candidates.
         """
         if sentence_labels is not None:
             raise ValueError("RoBERTa has no sentence task: sentence_labels must be None")

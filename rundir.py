@@ -264,7 +264,7 @@ def pretraining_facts(run, final, tokenizer):
                     f"{run['seq_length']}; {final['elapsed_s'] / 60:.1f} minutes",
         "recipe": f"{run['recipe']}: {run['optimizer']}, rate {run['lr']:g} ({run['schedule']}), "
                   f"{100 * run['mask_prob']:g}% of the tokens masked, by the {run['mask_unit']}"
-                  + (", a softmax over a sample of the vocabulary" if run["candidates"] else ""),
+                  + (", a softmax over a sample of the vocabulary" if run["softmax"] == "sampled" else ""),
         "validation loss": f"{final['val_loss']:.3f} nats per token (a model of token frequencies: "
                            f"{run['unigram_nats']:.3f}), perplexity {final['perplexity']:.2f}, "
                            f"{final['nats_per_byte']:.3f} nats per byte",

@@ -37,15 +37,15 @@ from muon import Muon
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
     # measured, part by part: results/speedrun.md
-    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, candidates=4000, dropout=0.0,
-                 schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
+    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, softmax="sampled",
+                 dropout=0.0, schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
-    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, candidates=0, dropout=None,
-                  schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
+    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, softmax="full",
+                  dropout=None, schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
     "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
-    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, candidates=0, log_interval=50,
+    "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, softmax="full", log_interval=50,
                  eval_interval=1000, compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
@@ -75,10 +75,9 @@ def parser():
     add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
         "from scratch, paper from a checkpoint")
     add("--optimizer", choices=("muon", "adamw"), help="muon: of the matrices between embeddings and outputs")
-    add("--candidates", type=runtime.number(int, lambda n: n == 0 or n >= 100, "0, or 100 or more"),
-        help="the softmax of training is over a sample of the vocabulary: the ids that the step predicts, and "
-        "any other with a probability of this times its share of the text; 0, on CUDA the default: over all, "
-        "as in validation")
+    add("--softmax", choices=("sampled", "full"), help="sampled: that of training, and so its loss and accuracy, "
+        "is over the ids that the step predicts, as a sample of the vocabulary; full: over all, as in "
+        "validation; default: sampled, on CUDA full")
     add("--unigram_bias", action=argparse.BooleanOptionalAction,
         help="start the output bias at the tokens' log-frequencies, and so the loss at the unigram line")
     add("--sinusoids", action=argparse.BooleanOptionalAction,
@@ -372,11 +371,11 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
     rate = mask_rate(args, runtime.share_done(step, elapsed, max_steps, args))
     first, size = step * args.batch_size, args.batch_size // host.world
     mine, sample = host.rank * size + np.arange(size), {}
-    if args.candidates:  # the same for all rows of the step, however it is cut: this takes all labels
+    if args.softmax == "sampled":  # from the labels of all processes, so that all have the same
         batch = rows.batch(first + np.arange(args.batch_size), rate, args.mask_unit)
-        sample["candidates"], sample["log_counts"], batch["labels"] = data.draw_candidates(
-            batch["labels"], rows.shares, args.candidates,
-            data.random_numbers(args.seed, data.CANDIDATES, step))
+        if (batch["labels"] != -100).any():
+            sample["candidates"], sample["log_counts"], batch["labels"] = data.sampled_softmax(
+                batch["labels"], rows.shares)
         batch = {name: array[mine] for name, array in batch.items()}
     else:
         batch = rows.batch(first + mine, rate, args.mask_unit)
@@ -476,11 +475,12 @@ class Report:
         host.say(f"{n_parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
                  f"{args.seq_length} tokens, {len(rows):,} rows an epoch\n"
                  f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss "
-                 "below it.")
+                 "below it." + ("\nThe training loss is over a sample of the vocabulary, and so it is lower "
+                                "than that of validation." if args.softmax == "sampled" else ""))
         masked = max(1, round(args.mask_prob * rows.width))
         row_flops = runtime.flops_of_a_row(model.config, args.seq_length, masked, bool(rows.task))
         self.flops, self.peak = row_flops / args.seq_length, None  # of a token
-        if host.device.type == "cuda" and args.dtype == "bfloat16" and not args.candidates:  # they vary
+        if host.device.type == "cuda" and args.dtype == "bfloat16" and args.softmax == "full":
             self.peak = runtime.peak_flops(torch.cuda.get_device_name(host.device))
 
     def training(self, step, means, progress, elapsed):
@@ -548,18 +548,19 @@ def show_fills(args, model, rows, tokenizer, host):
               f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
 
 
-def wrap(model, batch, args, host):
-    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, with one
-    batch, before the clock starts and before an old run is overwritten."""
+def wrap(model, batches, args, host):
+    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, with a batch of
+    each shape that there will be, before the clock starts and before an old run is overwritten."""
     if not args.compile:
         return host.wrap(model)
     host.say("compiling ...")
     model.compile()  # in place: the names of the parameters stay
     parallel = host.wrap(model)
-    with host.autocast(args.seq_length):
-        _, parts = parallel(**host.to_device(batch))
-    sums_of(parts, *count_targets(batch)).sum().backward()
-    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        with host.autocast(args.seq_length):
+            _, parts = parallel(**host.to_device(batch))
+        sums_of(parts, *count_targets(batch)).sum().backward()
+        model.zero_grad(set_to_none=True)
     return parallel
 
 # -----------------------------------------------------------------------------
@@ -576,7 +577,8 @@ def train(args, state, host):
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = run_length(args, rows, step)
-    parallel = wrap(model, read_batches(rows, step, elapsed, max_steps, args, host)[0], args, host)
+    samples = [read_batches(rows, i, elapsed, max_steps, args, host)[0] for i in (step, step + 1)]
+    parallel = wrap(model, samples, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, model, rows, unigram, step, elapsed, max_steps, log)
 

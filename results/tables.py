@@ -83,8 +83,12 @@ def differences():
 def laptop_runs():
     """-> the first and the last line of the log, and the sentence task, of the three models."""
     tasks = {"roberta": "", "bert": "NSP", "albert": "SOP"}
-    logs = {model: read(f"logs/{model}.jsonl") for model in tasks}
-    return [(logs[model][0], logs[model][-1], task) for model, task in tasks.items()]
+    return [(*end_lines(model), task) for model, task in tasks.items()]
+
+
+def end_lines(name):
+    first, *_, final = read(f"logs/{name}.jsonl")
+    return first, final
 
 
 def pretraining():
@@ -92,7 +96,8 @@ def pretraining():
     rows = [[f"`python {run['command']}`", f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s']:.0f} s",
              f"{run['unigram_nats']:.3f}", f"**{final['val_loss']:.3f}**", f"{final['perplexity']:.1f}",
              f"{final['val_masked_accuracy']:.3f}", f"{final['nats_per_byte']:.3f}",
-             task and f"{task} {final['val_sentence_accuracy']:.3f}"] for run, final, task in laptop_runs()]
+             task and f"{task} {final['val_sentence_accuracy']:.3f}"]
+            for run, final, task in [*laptop_runs(), (*end_lines("roberta-all"), "")]]
     return table(["command", "tokens", "time", "unigram line", "validation loss", "perplexity",
                   "masked accuracy", "nats per byte", "sentence task"], rows)
 
@@ -120,7 +125,8 @@ def experiments():
         run, *lines, final = logs[0]
         under = next(line for line in lines if line.get("val_loss", 9) <= 5.0)
         rows.append([experiment, theirs, f"**{statistics.mean(perplexity):.1f}**",
-                     f"{statistics.mean(losses):.3f} ± {statistics.stdev(losses):.3f}",
+                     f"{statistics.mean(losses):.3f}"
+                     + (f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""),
                      f"{under['tokens'] / 1e6:.1f} M, {under['elapsed_s'] / 60:.0f} min",
                      f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s'] / 60:.0f} min", run["machine"],
                      len(logs), f"`python {run['command']}`"])
@@ -199,6 +205,7 @@ def command(name):
 
 
 def results():
+    run = end_lines("roberta")[0]
     return f"""# Results
 
 Written by `python results/tables.py` from the logs and JSON files in this folder, which the commands below
@@ -207,8 +214,8 @@ wrote. Lay a run of your own over one of ours: `python plot.py out/roberta resul
 ## Four minutes from scratch
 
 One layer of width 256, a tokenizer of 8,192 ids trained on the text, rows of 64 tokens, validation masks
-fixed at 15 %. On {read("logs/roberta.jsonl")[0]["machine"]}. Losses compare where the tokenizer is the
-same, nats per byte always.
+fixed at 15 %. On {run["machine"]}, in {run["dtype"]}. Losses compare where
+the tokenizer is the same, nats per byte always.
 
 {pretraining()}
 

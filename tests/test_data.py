@@ -544,29 +544,45 @@ def test_preparing_says_it_once(tmp_path, capsys):
         assert said.count("% of the text are paragraphs that were there before") == expected
 
 
-def test_candidates_stand_for_the_vocabulary():
-    """The labels are among them; the sum of any function over them, each as often as it stands for tokens, is
-    on average the sum over the vocabulary, with the deviation of independent draws."""
-    rng = np.random.default_rng(0)
-    shares = 1 / np.arange(1, 1001)
+def test_a_sampled_softmax_is_over_the_labels():
+    """How often an id is a candidate, when the labels are tokens of the text, is what log_counts says."""
+    rng, shares = np.random.default_rng(0), 1 / np.arange(1, 201)
     shares /= shares.sum()
-    labels = np.where(rng.random((8, 5)) < 0.2, -100, rng.integers(0, 1000, (8, 5)))
-    function = np.exp(rng.normal(size=1000))
-    probability = np.minimum(1, 300 * shares)
-    probability[labels[labels >= 0]] = 1
-    sums, sizes = [], []
-    for step in range(2000):
-        candidates, log_counts, places = data.draw_candidates(labels, shares, 300,
-                                                              data.random_numbers(0, data.CANDIDATES, step))
-        assert (places == -100).tolist() == (labels == -100).tolist() and (np.diff(candidates) > 0).all()
+    seen, p = np.zeros(200), 1 - (1 - shares) ** 20
+    for step in range(4000):
+        labels = np.insert(rng.choice(200, (4, 5), p=shares), 2, -100, axis=1)
+        candidates, log_counts, places = data.sampled_softmax(labels, shares)
         real = labels >= 0
-        assert (candidates[places[real]] == labels[real]).all() and (log_counts[places[real]] == 0).all()
-        sums.append((np.exp(log_counts) * function[candidates]).sum())
-        sizes.append(len(candidates))
-    deviation = np.sqrt(((1 - probability) / probability * function**2).sum())
-    assert np.mean(sums) == pytest.approx(function.sum(), abs=4 * deviation / np.sqrt(2000))
-    assert np.std(sums) == pytest.approx(deviation, rel=0.1)
-    assert np.mean(sizes) == pytest.approx(probability.sum(), rel=0.01) and np.mean(sizes) < 400
+        assert (candidates[places[real]] == labels[real]).all() and (places[~real] == -100).all()
+        assert set(candidates) == set(labels[real]) and (np.diff(candidates) > 0).all()
+        np.testing.assert_allclose(log_counts, -np.log(p[candidates]), rtol=1e-5, atol=1e-6)
+        seen[candidates] += 1
+    np.testing.assert_allclose(seen / 4000, p, atol=4 * np.sqrt(0.25 / 4000))
+
+
+def test_a_sampled_softmax_teaches_the_full_one():
+    """One context and logits alone, without a model: where the loss is lowest they are the true distribution of
+    the label, whatever the shares of the text; so is a rare id's probability of 0.3. The other 39 labels of a
+    step are tokens of the text."""
+    import torch
+    rng, steps = np.random.default_rng(0), 20_000
+    shares = np.array([0.45, 0.3, 0.1, 0.05, 0.03, 0.03, 0.03, 0.01])
+    truth = np.array([0.1, 0.05, 0.15, 0.02, 0.2, 0.1, 0.08, 0.3])
+    labels, others = rng.choice(8, (steps, 1), p=truth), rng.choice(8, (steps, 39), p=shares)
+    added = np.full((steps, 8), -np.inf, np.float32)
+    for row, of_step in zip(added, np.append(labels, others, axis=1)):
+        candidates, log_counts, _ = data.sampled_softmax(of_step[None], shares)
+        row[candidates] = log_counts
+    added, labels = torch.from_numpy(added), torch.from_numpy(labels[:, 0])
+    logits = torch.zeros(8, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100)
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits + added, labels)
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    np.testing.assert_allclose(logits.detach().softmax(0), truth, atol=0.02)
 
 
 def test_unigram_nats_by_hand(prepared):

@@ -194,7 +194,7 @@ def test_accumulation_4x8_equals_a_batch_of_32(model, unit, flags, tmp_path):
     """Also where micro-batches differ in their number of targets, as with whole words."""
     for name, accumulation in (("a", 1), ("b", 4)):
         train_mlm.main(flags(tmp_path / name, model, "--dropout", 0, "--mask_unit", unit,
-                             "--candidates", 100, "--accumulation", accumulation))
+                             "--accumulation", accumulation))
     a, b = ([line for line in read_log(tmp_path / name) if "lr" in line and "step" in line] for name in "ab")
     for x, y in zip(a, b):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-6 if x["step"] < 4 else 1e-5)
@@ -204,7 +204,7 @@ def test_accumulation_4x8_equals_a_batch_of_32(model, unit, flags, tmp_path):
 
 @pytest.mark.parametrize("model", ["roberta", "albert"])
 def test_two_processes_equal_one(model, flags, tmp_path):
-    more = ("--dropout", 0, "--mask_unit", "word", "--candidates", 100, "--max_steps", 4, "--eval_interval", 2)
+    more = ("--dropout", 0, "--mask_unit", "word", "--max_steps", 4, "--eval_interval", 2)
     train_mlm.main(flags(tmp_path / "one", model, *more))
     done = subprocess.run(TORCHRUN + flags(tmp_path / "two", model, *more), cwd=ROOT, capture_output=True,
                           text=True, timeout=120)
@@ -536,7 +536,6 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--epochs", "1"], "not allowed with argument --max_steps"),
     (["--max_steps", "0"], "argument --max_steps: 0 is not a positive whole number"),
     (["--mask_prob", "1.5"], "argument --mask_prob: 1.5 is not between 0 and 1"),
-    (["--candidates", "50"], "argument --candidates: 50 is not 0, or 100 or more"),
     (["--tokenizer", "/no/such/directory"], "no such directory"),
     (["--init_from", "resume"], "holds no run to resume"),
     (["--init_from", "/no/such/checkpoint"], "no such directory"),

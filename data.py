@@ -393,7 +393,7 @@ def load(folder):
                 file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
                 size, count = os.path.getsize(file), meta[split][name]
                 if size != count * {"uint16": 2, "uint32": 4, "uint64": 8}[dtype]:
-                    raise ValueError(f"{os.path.basename(file)} has {size} bytes, which are not {count} {dtype}")
+                    raise ValueError(f"{os.path.basename(file)} has {size} bytes, not {count} {dtype}")
                 arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
             splits[split] = Tokens(**arrays, bytes=int(meta[split]["bytes"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -650,20 +650,20 @@ def choose_words(begins, special, k, stream, longest):
 
 
 def sampled_softmax(labels, shares):
-    """What a step predicts as a sample of the vocabulary: training's softmax is over these ids alone, which
-    saves most of the work at the output. In a sample a frequent id is nearly always there, a rare one often as
-    the label alone. Of n labels one or more is a given id with the probability p = 1 - (1 - share)^n; with
-    -log p added to its logit, what the model learns is the softmax over all of the vocabulary (Jean et al.
-    2015, https://arxiv.org/abs/1412.2007, section 3.2).
+    """The ids that a step predicts, as a sample of the vocabulary: a softmax over these alone saves most of
+    the work at the output. But a frequent id is in every sample, a rare one in few, and then as the label. Of
+    n labels one or more is a given id with the probability p = 1 - (1 - share)^n; with -log p added to its
+    logit, what the model learns is the softmax over the whole vocabulary (Jean et al. 2015, section 3.2; with
+    the labels of a batch: Yi et al. 2019).
 
     labels (B, k), of all rows of the step, -100 ignored; shares (V,). Returns candidates (C,), ascending;
-    log_counts (C,), the -log p; and labels as places in candidates.
+    corrections (C,), the -log p, float32; and labels as places in candidates.
     """
     real = labels != -100
     candidates = np.unique(labels[real])
     p = -np.expm1(real.sum() * np.log1p(-shares[candidates]))  # 1 - (1 - share)^n, of tiny shares, too
-    log_counts = -np.log(p).astype(np.float32)
-    return candidates, log_counts, np.where(real, np.searchsorted(candidates, labels), -100)
+    corrections = -np.log(p).astype(np.float32)
+    return candidates, corrections, np.where(real, np.searchsorted(candidates, labels), -100)
 
 
 def unigram_nats(rows):

@@ -212,11 +212,11 @@ class MLMHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x, word_embeddings, candidates=None, log_counts=None):
+    def forward(self, x, word_embeddings, candidates=None, corrections=None):
         """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings (tied)."""
         x, bias = self.norm(self.act(self.dense(x))), self.bias
         if candidates is not None:  # -> (B, K, C)
-            word_embeddings, bias = F.embedding(candidates, word_embeddings), bias[candidates] + log_counts
+            word_embeddings, bias = F.embedding(candidates, word_embeddings), bias[candidates] + corrections
         return F.linear(x, word_embeddings, bias)
 
 
@@ -231,21 +231,21 @@ class ForPreTraining(Pretrained):
         self.init_weights()
 
     def forward(self, input_ids, positions, labels=None, token_type_ids=None, attention_mask=None,
-                sentence_labels=None, candidates=None, log_counts=None):
+                sentence_labels=None, candidates=None, corrections=None):
         """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks; labels (B, K),
         the tokens that stood there, -100 ignored.
 
         Without labels -> logits (B, K, V), None. With -> the loss, and a dict of its parts and
         the accuracies. The loss is a mean over the targets.
 
-        candidates (C,), log_counts (C,): a sample of the vocabulary to train with, and what is added to their
-        logits (data.sampled_softmax). Then C stands for V: labels are places in candidates.
+        candidates (C,), corrections (C,): a sample of the vocabulary to train with, and what is added to
+        their logits (data.sampled_softmax). Then C stands for V: labels are places in candidates.
         """
         if sentence_labels is not None:
             raise ValueError("RoBERTa has no sentence task: sentence_labels must be None")
         # V is large, and most positions have no target: only the masked ones go through the head.
         x = self.encoder(input_ids, token_type_ids, attention_mask, positions)  # (B, K, H)
-        logits = self.mlm(x, self.encoder.embeddings.word.weight, candidates, log_counts)
+        logits = self.mlm(x, self.encoder.embeddings.word.weight, candidates, corrections)
         if labels is None:
             return logits, None
         mlm_loss, mlm_accuracy = cross_entropy(logits, labels)

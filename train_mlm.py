@@ -37,11 +37,11 @@ from muon import Muon
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
     # measured, part by part: results/speedrun.md
-    "fast": dict(optimizer="muon", batch_size=64, mask_prob=0.25, softmax="sampled",
-                 dropout=0.0, schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
+    "fast": dict(optimizer="muon", softmax="sampled", batch_size=64, mask_prob=0.25, dropout=0.0,
+                 schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
-    "paper": dict(optimizer="adamw", batch_size=32, mask_prob=0.15, softmax="full",
-                  dropout=None, schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
+    "paper": dict(optimizer="adamw", softmax="full", batch_size=32, mask_prob=0.15, dropout=None,
+                  schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
     "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
@@ -75,9 +75,9 @@ def parser():
     add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
         "from scratch, paper from a checkpoint")
     add("--optimizer", choices=("muon", "adamw"), help="muon: of the matrices between embeddings and outputs")
-    add("--softmax", choices=("sampled", "full"), help="sampled: that of training, and so its loss and accuracy, "
-        "is over the ids that the step predicts, as a sample of the vocabulary; full: over all, as in "
-        "validation; default: sampled, on CUDA full")
+    add("--softmax", choices=("sampled", "full"), help="sampled: that of training, and so its loss and "
+        "accuracy, is over the ids that the step predicts, as a sample of the vocabulary; full: over all, as "
+        "in validation; default: sampled, on CUDA full")
     add("--unigram_bias", action=argparse.BooleanOptionalAction,
         help="start the output bias at the tokens' log-frequencies, and so the loss at the unigram line")
     add("--sinusoids", action=argparse.BooleanOptionalAction,
@@ -374,7 +374,7 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
     if args.softmax == "sampled":  # from the labels of all processes, so that all have the same
         batch = rows.batch(first + np.arange(args.batch_size), rate, args.mask_unit)
         if (batch["labels"] != -100).any():
-            sample["candidates"], sample["log_counts"], batch["labels"] = data.sampled_softmax(
+            sample["candidates"], sample["corrections"], batch["labels"] = data.sampled_softmax(
                 batch["labels"], rows.shares)
         batch = {name: array[mine] for name, array in batch.items()}
     else:
@@ -549,8 +549,8 @@ def show_fills(args, model, rows, tokenizer, host):
 
 
 def wrap(model, batches, args, host):
-    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, with a batch of
-    each shape that there will be, before the clock starts and before an old run is overwritten."""
+    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
+    starts and before an old run is overwritten; with two batches, as a sampled softmax changes its size."""
     if not args.compile:
         return host.wrap(model)
     host.say("compiling ...")

@@ -97,7 +97,7 @@ def pretraining():
              f"{run['unigram_nats']:.3f}", f"**{final['val_loss']:.3f}**", f"{final['perplexity']:.1f}",
              f"{final['val_masked_accuracy']:.3f}", f"{final['nats_per_byte']:.3f}",
              task and f"{task} {final['val_sentence_accuracy']:.3f}"]
-            for run, final, task in [*laptop_runs(), (*end_lines("roberta-all"), "")]]
+            for run, final, task in [*laptop_runs(), (*end_lines("roberta-full"), "")]]
     return table(["command", "tokens", "time", "unigram line", "validation loss", "perplexity",
                   "masked accuracy", "nats per byte", "sentence task"], rows)
 

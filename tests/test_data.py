@@ -545,25 +545,25 @@ def test_preparing_says_it_once(tmp_path, capsys):
 
 
 def test_a_sampled_softmax_is_over_the_labels():
-    """How often an id is a candidate, when the labels are tokens of the text, is what log_counts says."""
+    """How often an id is a candidate, when the labels are tokens of the text, is what corrections says."""
     rng, shares = np.random.default_rng(0), 1 / np.arange(1, 201)
     shares /= shares.sum()
     seen, p = np.zeros(200), 1 - (1 - shares) ** 20
     for step in range(4000):
         labels = np.insert(rng.choice(200, (4, 5), p=shares), 2, -100, axis=1)
-        candidates, log_counts, places = data.sampled_softmax(labels, shares)
+        candidates, corrections, places = data.sampled_softmax(labels, shares)
         real = labels >= 0
         assert (candidates[places[real]] == labels[real]).all() and (places[~real] == -100).all()
         assert set(candidates) == set(labels[real]) and (np.diff(candidates) > 0).all()
-        np.testing.assert_allclose(log_counts, -np.log(p[candidates]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(corrections, -np.log(p[candidates]), rtol=1e-5, atol=1e-6)
         seen[candidates] += 1
     np.testing.assert_allclose(seen / 4000, p, atol=4 * np.sqrt(0.25 / 4000))
 
 
 def test_a_sampled_softmax_teaches_the_full_one():
-    """One context and logits alone, without a model: where the loss is lowest they are the true distribution of
-    the label, whatever the shares of the text; so is a rare id's probability of 0.3. The other 39 labels of a
-    step are tokens of the text."""
+    """One context and logits alone, without a model: where the loss is lowest they are the true distribution
+    of the label, whatever the shares of the text are, a rare id's probability of 0.3, too. The other 39
+    labels of a step are tokens of the text."""
     import torch
     rng, steps = np.random.default_rng(0), 20_000
     shares = np.array([0.45, 0.3, 0.1, 0.05, 0.03, 0.03, 0.03, 0.01])
@@ -571,8 +571,8 @@ def test_a_sampled_softmax_teaches_the_full_one():
     labels, others = rng.choice(8, (steps, 1), p=truth), rng.choice(8, (steps, 39), p=shares)
     added = np.full((steps, 8), -np.inf, np.float32)
     for row, of_step in zip(added, np.append(labels, others, axis=1)):
-        candidates, log_counts, _ = data.sampled_softmax(of_step[None], shares)
-        row[candidates] = log_counts
+        candidates, corrections, _ = data.sampled_softmax(of_step[None], shares)
+        row[candidates] = corrections
     added, labels = torch.from_numpy(added), torch.from_numpy(labels[:, 0])
     logits = torch.zeros(8, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits], max_iter=100)

@@ -118,18 +118,18 @@ def test_pretraining_equals_transformers(family, more, padding, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sample_of_the_vocabulary_by_hand(family, tmp_path):
-    """The loss over candidates is that of transformers' logits there, each plus its log_count."""
+    """The loss over candidates is that of transformers' logits there, each plus its correction."""
     config, theirs, ours_class = build(family, "ForPreTraining")
     ours = convert(theirs, ours_class, tmp_path)
     ids, positions = batch(config, None)[0], torch.tensor([[1, 2, 5]] * 5)
-    candidates, log_counts = torch.arange(0, 120, 3), torch.linspace(0, 2, 40)
+    candidates, corrections = torch.arange(0, 120, 3), torch.linspace(0, 2, 40)
     places = torch.randint(0, 40, (5, 3))
     places[2, 1] = -100
     with torch.no_grad():
-        _, parts = ours(ids, positions, places, candidates=candidates, log_counts=log_counts)
+        _, parts = ours(ids, positions, places, candidates=candidates, corrections=corrections)
         reference = theirs(input_ids=ids)
     logits = (reference.logits if family == "roberta" else reference.prediction_logits)[:, [1, 2, 5]]
-    sample = (logits[..., candidates] + log_counts).flatten(0, 1)
+    sample = (logits[..., candidates] + corrections).flatten(0, 1)
     close(parts["mlm_loss"], F.cross_entropy(sample, places.flatten()))
 
 

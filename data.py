@@ -601,7 +601,7 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     """
     B, T = ids.shape
     special = np.isin(ids, tokenizer.special_ids)
-    regular = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
+    regular = np.delete(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
     if unit == "token":
         draws = np.stack([stream.random(T + 2 * k) for stream in streams])
         score = np.where(special, 1 + np.arange(T), draws[:, :T])  # the k smallest are chosen; none are equal

@@ -10,7 +10,7 @@ What sets BERT apart (`diff bert.py roberta.py` is the lesson):
   - fresh weights follow a truncated normal distribution
 
 Shapes: B rows in a batch, T tokens in a row, H hidden size, nh heads of size D = H / nh,
-Q positions that are read (in pretraining the K masked ones), V vocabulary, L labels.
+Q positions returned (in pretraining the K masked ones), V vocabulary, L labels.
 """
 
 import json
@@ -51,7 +51,7 @@ class Config:
     initializer_range: float = 0.02              # standard deviation of fresh weights
     pad_token_id: int = 0
     num_labels: int = 2                          # of a classifier; 1 is a regression
-    id2label: dict = None                        # their names, which count them; None: LABEL_0, ...
+    id2label: dict = None                        # their names; sets num_labels; None: LABEL_0, ...
     problem_type: str = None                     # see classification_loss
 
     def __post_init__(self):
@@ -75,7 +75,7 @@ PRESETS = {
     "bert-base": preset(12, 768, 12),
     "bert-large": preset(24, 1024, 16),
     "bert-10m": preset(3, 256, 4),  # a size to pretrain at home
-    # for four minutes on two cores: in them one layer learns most, without dropout and with larger weights
+    # best for four minutes on two cores: one layer, no dropout, larger initial weights
     "bert-laptop": preset(1, 256, 8, initializer_range=0.04, hidden_dropout_prob=0.0,
                           attention_probs_dropout_prob=0.0),
 }
@@ -114,8 +114,8 @@ class SelfAttention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, x, context, attn_mask):
-        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer,
-        where not all positions may be read."""
+        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer: there
+        x is the positions to return."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout if self.training else 0.0
@@ -153,6 +153,17 @@ class Layer(nn.Module):
             x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))  # (B, T, H) -> (B, Q, H)
         x = self.attention_norm(x + self.dropout(self.attention(x, context, attn_mask)))
         return self.mlp_norm(x + self.dropout(self.mlp(x)))
+
+
+def init_module(module, std):
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight.data[module.padding_idx])
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+    if isinstance(module, (nn.Linear, nn.LayerNorm, MLMHead)):
+        nn.init.zeros_(module.bias)
 
 
 class Pretrained(nn.Module):
@@ -252,11 +263,11 @@ class ForPreTraining(Pretrained):
         sentence_logits = self.nsp(self.encoder.pool(x))
         if labels is None:
             return logits, sentence_logits
-        mlm_loss, mlm_accuracy = cross_entropy(logits, labels)
+        mlm_loss, mlm_accuracy = loss_and_accuracy(logits, labels)
         parts = {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_accuracy}
         if sentence_labels is None:
             return mlm_loss, parts
-        sentence_loss, sentence_accuracy = cross_entropy(sentence_logits, sentence_labels)
+        sentence_loss, sentence_accuracy = loss_and_accuracy(sentence_logits, sentence_labels)
         parts.update(sentence_loss=sentence_loss, sentence_accuracy=sentence_accuracy)
         return mlm_loss + sentence_loss, parts
 
@@ -294,7 +305,7 @@ class ForTokenClassification(Pretrained):
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
         """labels (B, T), -100 ignored -> logits (B, T, L), loss or None."""
         logits = self.classifier(self.dropout(self.encoder(input_ids, token_type_ids, attention_mask)))
-        return logits, None if labels is None else cross_entropy(logits, labels)[0]
+        return logits, None if labels is None else loss_and_accuracy(logits, labels)[0]
 
 
 def head_dropout(config):
@@ -302,8 +313,8 @@ def head_dropout(config):
     return nn.Dropout(config.hidden_dropout_prob if p is None else p)
 
 
-def cross_entropy(logits, labels):
-    """logits (..., C), labels (...) -> mean loss and share of hits, over the labels that are not -100."""
+def loss_and_accuracy(logits, labels):
+    """logits (..., C), labels (...) -> mean cross-entropy and accuracy, over the labels that are not -100."""
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
     loss = F.cross_entropy(logits, labels, ignore_index=-100)
     return loss, (logits.argmax(-1) == labels).sum() / (labels != -100).sum()
@@ -315,20 +326,7 @@ def classification_loss(logits, labels, config):
         return F.mse_loss(logits.float(), labels.float().view_as(logits))
     if config.problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    return cross_entropy(logits, labels)[0]
-
-# -----------------------------------------------------------------------------
-# Fresh weights
-
-def init_module(module, std):
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        nn.init.zeros_(module.weight.data[module.padding_idx])
-    if isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-    if isinstance(module, (nn.Linear, nn.LayerNorm, MLMHead)):
-        nn.init.zeros_(module.bias)
+    return loss_and_accuracy(logits, labels)[0]
 
 # -----------------------------------------------------------------------------
 # The model ends here; what follows reads and writes its checkpoints, in the format of Hugging Face.
@@ -355,7 +353,7 @@ KEYS = {  # our module: theirs, {} for a number; below a module both sides say w
     "nsp": "cls.seq_relationship",
     "classifier": "classifier",
 }
-UNSAID = {}  # transformers' defaults for config.json that differ from those above
+HF_DEFAULTS = {}  # transformers' for config.json that differ from those above
 # A file may lack a head or have another, and may hold tied parameters twice.
 HEADS = (BASE + "pooler.", "cls.", "classifier.", "qa_outputs.")
 TIED = {KEYS["mlm"] + ".decoder.weight": BASE + "embeddings.word_embeddings.weight",
@@ -455,7 +453,7 @@ def read_config(path, overrides):
                 "tie_word_embeddings": True}
     try:
         with open(os.path.join(path, "config.json"), encoding="utf-8") as f:
-            config = {**UNSAID, **expected, **json.load(f)}
+            config = {**HF_DEFAULTS, **expected, **json.load(f)}
         if overrides.get("num_labels") not in (None, len(config.get("id2label") or ())):
             config["id2label"] = None  # they are other classes' names
     except (ValueError, TypeError, RecursionError) as error:
@@ -507,10 +505,9 @@ def read_weights(path):
     """{key: float32 tensor} of a directory. Only tensors are read: no file can make code run."""
     from safetensors.torch import load_file
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    files = [os.path.join(path, name) for name in names if os.path.exists(os.path.join(path, name))]
-    if not files:
+    file = next(filter(os.path.exists, (os.path.join(path, name) for name in names)), None)
+    if file is None:
         raise FileNotFoundError(f"{path} has none of {', '.join(names)}")
-    file = files[0]
     try:
         if file.endswith(".safetensors"):
             weights = load_file(file)

@@ -418,8 +418,8 @@ def dropout_seed(seed, step, rank):
 
 
 def sentence_windows(bounds, W):
-    """Where windows of W tokens begin that cover a stream: each at the sentence that the one before it cut,
-    or where that is longer than a window, within it. bounds: where sentences begin, and the stream's end."""
+    """Where windows of W tokens that cover a stream begin: at the sentence that the one before cut off, or in
+    a sentence longer than W where the one before ended. bounds: sentence starts and the stream's end."""
     starts, at, i, bounds = [], 0, 0, memoryview(bounds)  # a list would take 5 times the memory
     while at < bounds[-1]:
         starts.append(at)
@@ -429,14 +429,14 @@ def sentence_windows(bounds, W):
 
 
 class Rows:
-    """The rows of `length` tokens that a split is cut into, numbered in the order of training, without end.
+    """The rows of `length` tokens that a split is cut into, numbered in training order, epoch after epoch.
 
     Every row is full: it holds a window of W tokens of the stream. The order is keyed by (seed, epoch).
 
-    task None: [CLS] window [SEP], RoBERTa's FULL-SENTENCES: documents run on, with a [SEP] between them.
-        Windows lie end to end, and where the stream ends they run on from its beginning: window w holds the
-        tokens (w W + j) mod N. So N tokens of training see every token once, and no two epochs cut the text
-        in the same places.
+    task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but sentences are cut: documents run on, with
+        a [SEP] between them. Windows lie end to end, and at the stream's end go on from its start: window w
+        holds the tokens (w W + j) mod N. So N tokens of training see every token once, and no two epochs cut
+        the text in the same places.
     task "nsp": [CLS] A [SEP] B [SEP], the window cut at a sentence; label 1: B is another document's
     task "sop": the same; label 1: the sentences of A and those of B have changed places; -100: the window has
         no two whole sentences of one document
@@ -463,20 +463,19 @@ class Rows:
         self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if static else N
 
     @functools.cached_property
-    def shares(self):
-        """(V,): the share of the text of each of the tokenizer's ids. One more of each is counted, so that
-        none is 0."""
+    def unigram_probs(self):
+        """(V,): the unigram probability of each id, with add-one smoothing: none is 0."""
         tokens, V = self.tokens.tokens, self.tokenizer.vocab_size
         parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
         counts = 1 + sum(np.bincount(part, minlength=V) for part in parts)
         return counts / counts.sum()
 
-    def windows(self, epoch):
+    def window_range(self, epoch):
         """-> the first window of an epoch and of the next one. Rows are numbered alike."""
         L, W = self.epoch_length, self.width
         return -(-epoch * L // W), -(-(epoch + 1) * L // W)
 
-    def first(self, windows):
+    def offsets(self, windows):
         """Window numbers -> the places of their first tokens in the stream."""
         if self.task:
             return self.starts[windows % len(self.starts)]
@@ -484,7 +483,7 @@ class Rows:
 
     def __len__(self):
         """Rows in the first epoch."""
-        return self.windows(0)[1]
+        return self.window_range(0)[1]
 
     def plan(self, epoch):
         """For the rows of an epoch, in order -> (1, rows): their windows; with a task (6, rows): those, and
@@ -492,7 +491,7 @@ class Rows:
         if epoch not in self.plans:
             if len(self.plans) == 2:
                 del self.plans[next(iter(self.plans))]  # the older one
-            start, end = self.windows(epoch)
+            start, end = self.window_range(epoch)
             order = random_numbers(self.seed, ORDER, epoch).permutation(end - start)
             windows = order if self.static else start + order
             pairs = self.pairs(0 if self.static else epoch)[:, order] if self.task else ()
@@ -502,10 +501,10 @@ class Rows:
     def pairs(self, epoch):
         """For the windows of an epoch -> (5, windows), int64: where A ends and B begins; the window that B is
         from; the label; and for SOP the two ends of the text in which A and B change places."""
-        start, end = self.windows(epoch)
+        start, end = self.window_range(epoch)
         W, n = self.width, end - start
         own = np.arange(n)
-        first = self.first(start + own)
+        first = self.offsets(start + own)
         rng = random_numbers(self.seed, PAIRS, epoch)
         draw = rng.random(n)
         bounds = self.bounds
@@ -549,7 +548,7 @@ class Rows:
 
     def text(self, windows):
         """Window numbers (B,) -> their tokens (B, W)."""
-        places = self.first(windows)[:, None] + np.arange(self.width)
+        places = self.offsets(windows)[:, None] + np.arange(self.width)
         return self.tokens.tokens[places % len(self.tokens.tokens)]
 
     def batch(self, rows, mask_prob=0.15, unit="token"):
@@ -560,7 +559,7 @@ class Rows:
         plan = np.empty((6 if self.task else 1, len(rows)), np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            plan[:, here] = self.plan(epoch)[:, rows[here] - self.windows(epoch)[0]]
+            plan[:, here] = self.plan(epoch)[:, rows[here] - self.window_range(epoch)[0]]
         window, *pairs = plan
 
         text, cut = self.text(window), np.full(len(rows), self.width)  # without a task A is all there is
@@ -603,11 +602,10 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     special = np.isin(ids, tokenizer.special_ids)
     regular = np.delete(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
     if unit == "token":
-        draws = np.stack([stream.random(T + 2 * k) for stream in streams])
-        score = np.where(special, 1 + np.arange(T), draws[:, :T])  # the k smallest are chosen; none are equal
+        draws = np.stack([stream.random(T) for stream in streams])
+        score = np.where(special, 1 + np.arange(T), draws)  # the k smallest are chosen; none are equal
         # sorted, as argpartition leaves them in another order on another processor
         positions = np.sort(np.argpartition(score, k - 1, axis=1)[:, :k], axis=1)
-        draws = draws[:, T:]
         unused = np.take_along_axis(special, positions, axis=1)
     else:
         begins = tokenizer.starts_word[ids] | special
@@ -615,10 +613,9 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
         chosen = np.stack([choose_words(b, s, k, stream, 3 if unit == "ngram" else 1)
                            for b, s, stream in zip(begins, special, streams)])
         positions, unused = np.maximum(chosen, 0), chosen < 0
-        draws = np.stack([stream.random(2 * k) for stream in streams])
 
     labels = np.where(unused, -100, np.take_along_axis(ids, positions, axis=1))
-    action, draw = draws[:, :k], draws[:, k:]
+    action, draw = np.split(np.stack([stream.random(2 * k) for stream in streams]), 2, axis=1)
     random_ids = regular[(draw * len(regular)).astype(np.int64)]
     inputs = np.where(action < 0.8, tokenizer.mask_id, np.where(action < 0.9, random_ids, labels))
     masked = ids.copy()
@@ -649,26 +646,25 @@ def choose_words(begins, special, k, stream, longest):
     return np.array([*chosen, *[-1] * (k - len(chosen))])
 
 
-def sampled_softmax(labels, shares):
-    """The ids that a step predicts, as a sample of the vocabulary: a softmax over these alone saves most of
-    the work at the output. But a frequent id is in every sample, a rare one in few, and then as the label. Of
-    n labels one or more is a given id with the probability p = 1 - (1 - share)^n; with -log p added to its
-    logit, what the model learns is the softmax over the whole vocabulary (Jean et al. 2015, section 3.2; with
-    the labels of a batch: Yi et al. 2019).
+def sampled_softmax(labels, unigram_probs):
+    """A softmax over only the ids that a step predicts saves most of the work at the output. But frequent ids
+    are in every such sample and rare ones in few, and then as the label, so that they would come out too
+    likely. An id of unigram probability q is among n labels with the probability p = 1 - (1 - q)^n; with
+    -log p added to its logit (logQ correction) the model learns the softmax over the whole vocabulary (Jean
+    et al. 2015, section 3.2; with the labels of a batch: Yi et al. 2019).
 
-    labels (B, k), of all rows of the step, -100 ignored; shares (V,). Returns candidates (C,), ascending;
-    corrections (C,), the -log p, float32; and labels as places in candidates.
+    labels (B, k), of all rows of the step, -100 ignored; unigram_probs (V,). Returns candidates (C,),
+    ascending; corrections (C,), the -log p, float32; and labels as places in candidates.
     """
     real = labels != -100
     candidates = np.unique(labels[real])
-    p = -np.expm1(real.sum() * np.log1p(-shares[candidates]))  # 1 - (1 - share)^n, of tiny shares, too
+    p = -np.expm1(real.sum() * np.log1p(-unigram_probs[candidates]))  # 1 - (1 - q)^n, of tiny q, too
     corrections = -np.log(p).astype(np.float32)
     return candidates, corrections, np.where(real, np.searchsorted(candidates, labels), -100)
 
 
 def unigram_nats(rows):
-    """The entropy of the frequencies of all targets of the Rows of an epoch, in nats: as low as a model that
-    ignores the context can get."""
+    """Entropy in nats of the targets' unigram distribution over an epoch: the lowest loss without context."""
     counts = np.zeros(rows.tokenizer.vocab_size, np.int64)
     for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 256)):
         labels = rows.batch(part)["labels"]

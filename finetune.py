@@ -67,7 +67,7 @@ def parser():
     add("--lora_pooler", action=argparse.BooleanOptionalAction, default=True,
         help="train and save BERT's or ALBERT's pooler, too; default: yes, unless it is among the targets")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
-    add("--dora", action="store_true", help="train the lengths of the rows apart from their directions")
+    add("--dora", action="store_true", help="train the norms of W's rows apart from their directions")
     runtime.add_training_flags(p, beta2=0.999, eps=1e-8)
     add = p.add_argument_group("what counts").add_argument
     add("--class_weights", nargs="+", metavar="W", help="of the loss: balanced, or a number for each class")

@@ -3,7 +3,7 @@ Fresh weights with a head start. A masked language model first learns, slowly, w
 how to look at a token's neighbours; here it starts with both. The architecture does not change.
 
     model = bert.ForPreTraining(bert.Config())
-    init.unigram_bias(model, rows.shares)  # of data.Rows; the loss starts at the unigram line
+    init.unigram_bias(model, rows.unigram_probs)  # of data.Rows; the loss starts at the unigram line
     init.sinusoids(model)
     init.neighbours(model)              # needs the sinusoids
 
@@ -16,9 +16,9 @@ import torch
 
 
 @torch.no_grad()
-def unigram_bias(model, shares):
-    """The output bias becomes the logarithm of each id's share of the text: an array (V,), none of them 0."""
-    model.mlm.bias.copy_(torch.from_numpy(np.log(shares)))
+def unigram_bias(model, unigram_probs):
+    """The output bias becomes the logarithm of each id's probability: an array (V,), none of them 0."""
+    model.mlm.bias.copy_(torch.from_numpy(np.log(unigram_probs)))
 
 
 def frequencies(width):

@@ -91,10 +91,10 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
            modules_to_save=None):
     """Freeze the model and give the linear layers named in targets an adapter; returns the model.
 
-    targets: last parts of module names ("query"), or whole ones; or "all-linear", every linear layer outside
-    modules_to_save. Those are names of modules that are trained and saved whole; default: the classifier,
-    where there is one; else, in a model without hf_keys, the last linear layer stays plain, as it is likely
-    to be a head. A module that is used several times, as ALBERT's layers, has one adapter, applied at each.
+    targets: module names, or their last parts ("query"); or "all-linear": every linear layer outside
+    modules_to_save. modules_to_save: modules that are trained and saved whole; default: the classifier, where
+    there is one; else, in a model without hf_keys, the last linear layer stays plain, as it is likely to be a
+    head. A module that is used several times, as ALBERT's layers, has one adapter, applied at each.
     ValueError for a target that names no linear layer, for one whose weight is used without a call, and for a
     model that has adapters already.
     """

@@ -1,13 +1,13 @@
 """
 Muon in one file: momentum, with every update of a matrix made orthogonal.
 
-    matrices = [m.weight for m in model.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and len(m.weight) > 2]
     optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3)]  # others: all but these
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
 rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. It computes what
-torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw") computes; but matrices of one shape go through the
-products together, which is faster for small ones, and the products may be in float32.
+torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw") computes; but matrices of one shape are batched, which
+is faster for small ones, and the Newton-Schulz iteration may be in float32.
 """
 
 import torch
@@ -23,25 +23,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            shapes = {}
+            by_shape = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, params in shapes.items():
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
                 updates = []
                 for p in params:
                     if not self.state[p]:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                    average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(average, group["momentum"]))  # Nesterov's
-                updates = orthogonal(torch.stack(updates).to(self.dtype))
+                    momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov's
+                updates = newton_schulz(torch.stack(updates).to(self.dtype))
                 # an orthogonal update has a root mean square of 1 / sqrt(max(shape)), AdamW's about 0.2
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(params, updates):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
 
-def orthogonal(x, steps=5):
+def newton_schulz(x, steps=5):
     """(n, out, in) -> about U Vᵀ of each matrix's U S Vᵀ: an odd polynomial, applied `steps` times, brings
     the singular values to between 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315

@@ -91,11 +91,11 @@ def add_training_flags(p, beta2, eps):
     add = group.add_argument
     add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 64 "
         "in pretraining, 32 with --recipe paper, 256 on CUDA; 32 in fine-tuning")
-    add("--accumulation", type=positive_int, default=1, help="micro-batches a process makes of its share")
+    add("--accumulation", type=positive_int, default=1, help="micro-batches per process and step")
     add("--lr", type=positive, help="peak learning rate; default: by the model's size, and the task")
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
-        help="of the rate after the warmup; constant falls, too, in the end")
-    add("--decay", type=fraction, default=0.2, help="share of the run in which a constant rate falls to 0")
+        help="of the rate after the warmup; constant: until the last --decay of the run")
+    add("--decay", type=fraction, default=0.2, help="last share of the run, where constant falls to 0")
     add("--warmup", type=fraction, default=0.06, help="share of the run")
     add("--weight_decay", type=not_negative, default=0.01, help="of matrices, not of vectors")
     add("--beta1", type=fraction, default=0.9, help="AdamW's, and Muon's momentum")
@@ -486,8 +486,8 @@ def learning_rate(peak, progress, args):
 
 
 def share_done(step, elapsed, max_steps, args):
-    """The share of the run that is over as a step begins, of its steps or of its minutes; from 1 on it ends.
-    elapsed: seconds of training."""
+    """The share of the run that is over: of its steps, at the middle of this one, or of its minutes; at 1 it
+    ends. elapsed: seconds of training."""
     return (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
 
 

@@ -48,8 +48,8 @@ DEFAULTS = {
     "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, softmax="full", log_interval=50,
                  eval_interval=1000, compile=True),
 }
-LENGTHS = ("max_steps", "epochs", "max_minutes")  # of which a run has one
-FRESH = ("unigram_bias", "sinusoids", "neighbours")  # of weights that are not a checkpoint's
+LENGTHS = ("max_steps", "epochs", "max_minutes")  # a run has one of these
+FRESH = ("unigram_bias", "sinusoids", "neighbours")  # flags of runs from scratch only
 # what a resumed run may not change
 FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", *FRESH, "dropout", "seed",
          "batch_size", "seq_length", "masking")
@@ -68,16 +68,17 @@ def parser():
         help="tokens of the longest row that the model takes; default: --seq_length, as a position beyond is "
         "not trained")
     add("--dropout", type=runtime.probability,
-        help="of this run; the checkpoint keeps the preset's, which is also the default of --recipe paper")
+        help="of this run, not of the checkpoint; default: 0, with --recipe paper the model's own")
     add = p.add_argument_group("recipe").add_argument
     paper = ", ".join(f"--no-{name}" if value is False else f"--{name} {value}"
                       for name, value in RECIPES["paper"].items() if value is not None)
     add("--recipe", choices=RECIPES, help=f"fast, with the defaults below, or paper: {paper}; default: fast "
         "from scratch, paper from a checkpoint")
-    add("--optimizer", choices=("muon", "adamw"), help="muon: of the matrices between embeddings and outputs")
-    add("--softmax", choices=("sampled", "full"), help="sampled: that of training, and so its loss and "
-        "accuracy, is over the ids that the step predicts, as a sample of the vocabulary; full: over all, as "
-        "in validation; default: sampled, on CUDA full")
+    add("--optimizer", choices=("muon", "adamw"), help="muon: for the matrices between embeddings "
+        "and outputs, AdamW for the rest")
+    add("--softmax", choices=("sampled", "full"), help="sampled: training loss and accuracy are over only "
+        "the ids that the step predicts; full: over all, as validation always is; default: sampled, on CUDA "
+        "full")
     add("--unigram_bias", action=argparse.BooleanOptionalAction,
         help="start the output bias at the tokens' log-frequencies, and so the loss at the unigram line")
     add("--sinusoids", action=argparse.BooleanOptionalAction,
@@ -238,49 +239,6 @@ def open_data(args, state, host):
     return splits, tokenizer
 
 
-def open_model(args, rows, tokenizer, state):
-    """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
-    torch.manual_seed(args.seed)
-    module = importlib.import_module(args.model)
-    if state:
-        model = runtime.set_dropout(module.ForPreTraining(module.Config(**state["config"])), args.dropout)
-        model.load_state_dict(state["model"])
-    else:
-        options = {"num_hidden_layers": args.layers} if args.layers else {}
-        if args.init_from == "scratch":
-            # RoBERTa's first position is the one after the padding id
-            published = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-            unused = published.max_position_embeddings - published.longest_row
-            options["max_position_embeddings"] = (args.positions or args.seq_length) + unused
-        model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **options)
-    if args.seq_length > model.config.longest_row:
-        raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
-                         f"{model.config.longest_row} positions")
-    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors;
-    # the last ones stay until the next are there, and resume.pt one save longer.
-    rundir.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
-    if args.lr is None:
-        args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
-    if args.init_from == "scratch" and not state:
-        if args.unigram_bias:
-            init.unigram_bias(model, rows.shares)
-        if args.sinusoids:
-            init.sinusoids(model)
-        if args.neighbours:
-            init.neighbours(model)
-    return model
-
-
-def default_lr(config, optimizer):
-    """With post-LN too high a rate leaves the loss at the unigram line. Wider models need a lower one, with
-    AdamW deeper ones, too."""
-    if optimizer == "muon":
-        return 4e-3 if config.hidden_size <= 512 else 1e-3
-    if config.num_hidden_layers == 1:
-        return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
-    return 5e-4 if config.hidden_size <= 512 else 1e-4
-
-
 def open_rows(args, splits, tokenizer, host):
     """-> data.Rows of the training and of the validation text."""
     task = importlib.import_module(args.model).SENTENCE_TASK
@@ -308,6 +266,49 @@ def open_rows(args, splits, tokenizer, host):
     return rows, val_rows
 
 
+def open_model(args, rows, tokenizer, state):
+    """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
+    torch.manual_seed(args.seed)
+    module = importlib.import_module(args.model)
+    if state:
+        model = runtime.set_dropout(module.ForPreTraining(module.Config(**state["config"])), args.dropout)
+        model.load_state_dict(state["model"])
+    else:
+        options = {"num_hidden_layers": args.layers} if args.layers else {}
+        if args.init_from == "scratch":
+            # RoBERTa's first position is the one after the padding id
+            published = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+            unused = published.max_position_embeddings - published.longest_row
+            options["max_position_embeddings"] = (args.positions or args.seq_length) + unused
+        model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **options)
+    if args.seq_length > model.config.longest_row:
+        raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
+                         f"{model.config.longest_row} positions")
+    # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors;
+    # the last ones stay until the next are there, and resume.pt one save longer.
+    rundir.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
+    if args.lr is None:
+        args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
+    if args.init_from == "scratch" and not state:
+        if args.unigram_bias:
+            init.unigram_bias(model, rows.unigram_probs)
+        if args.sinusoids:
+            init.sinusoids(model)
+        if args.neighbours:
+            init.neighbours(model)
+    return model
+
+
+def default_lr(config, optimizer):
+    """With post-LN too high a rate leaves the loss at the unigram line. Wider models need a lower one, with
+    AdamW deeper ones, too."""
+    if optimizer == "muon":
+        return 4e-3 if config.hidden_size <= 512 else 1e-3
+    if config.num_hidden_layers == 1:
+        return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
+    return 5e-4 if config.hidden_size <= 512 else 1e-4
+
+
 def validation_batches(args, rows, host):
     """-> the batches of --eval_rows rows, and the entropy of all validation targets' own frequencies."""
     chosen = np.arange(len(rows))
@@ -319,14 +320,6 @@ def validation_batches(args, rows, host):
         raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
     return batches, data.unigram_nats(rows)
 
-
-def count_targets(batch):
-    """Tokens to predict, and pairs of sentences to judge."""
-    return [int((batch[name] != -100).sum()) if name in batch else 0
-            for name in ("labels", "sentence_labels")]
-
-# -----------------------------------------------------------------------------
-# What a step is made of
 
 def make_optimizers(model, args):
     """A list of optimizers: Muon for the matrices between embeddings and outputs, AdamW for the rest; or
@@ -360,9 +353,35 @@ def restore(optimizers, state, host):
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
+def run_length(args, rows, step):
+    """In steps; None where the run is measured in minutes."""
+    if args.dry_run:
+        return step + 3
+    if args.epochs:
+        return max(1, round(args.epochs * rows.epoch_length / rows.width / args.batch_size))
+    return args.max_steps
+
+
+def wrap(model, batches, args, host):
+    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
+    starts and before an old run is overwritten; with two batches, as a sampled softmax changes its size."""
+    if not args.compile:
+        return host.wrap(model)
+    host.say("compiling ...")
+    model.compile()  # in place: the names of the parameters stay
+    parallel = host.wrap(model)
+    for batch in batches:
+        with host.autocast(args.seq_length):
+            _, parts = parallel(**host.to_device(batch))
+        sums_of(parts, *count_targets(batch)).sum().backward()
+        model.zero_grad(set_to_none=True)
+    return parallel
+
+# -----------------------------------------------------------------------------
+# What a step is made of
+
 def mask_rate(args, progress):
-    """The share of the tokens to predict. A rate that changes over the run, of which progress is over (0 to
-    1), goes here."""
+    """The share of the tokens to predict. To vary it over the run, use progress, from 0 to 1."""
     return args.mask_prob
 
 
@@ -375,7 +394,7 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
         batch = rows.batch(first + np.arange(args.batch_size), rate, args.mask_unit)
         if (batch["labels"] != -100).any():
             sample["candidates"], sample["corrections"], batch["labels"] = data.sampled_softmax(
-                batch["labels"], rows.shares)
+                batch["labels"], rows.unigram_probs)
         batch = {name: array[mine] for name, array in batch.items()}
     else:
         batch = rows.batch(first + mine, rate, args.mask_unit)
@@ -384,25 +403,20 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
             for i in range(0, size, micro)]
 
 
+def count_targets(batch):
+    """Tokens to predict, and pairs of sentences to judge."""
+    return [int((batch[name] != -100).sum()) if name in batch else 0
+            for name in ("labels", "sentence_labels")]
+
+
 def sums_of(parts, targets, pairs):
-    """A model returns means over its targets and its pairs of sentences. Times their number a mean becomes a
-    sum, which adds up over batches and processes; times their share of the step's, a part of the step's mean.
+    """A model's means, times `targets` or `pairs`: with the number of these a mean becomes a sum, which adds
+    up over batches and processes; with their share of the step's, a part of the step's mean.
     -> a tensor of four: MLM loss, masked accuracy, sentence loss, sentence accuracy."""
-    sums, zero = [], torch.zeros_like(parts["mlm_loss"])
-    for task, weight in (("mlm", targets), ("sentence", pairs)):
-        for name in ("loss", "accuracy"):
-            mean = parts.get(f"{task}_{name}", zero).float()
-            sums.append(mean * weight if weight else 0 * mean.nan_to_num())  # a mean over none is NaN
-    return torch.stack(sums)
-
-
-def run_length(args, rows, step):
-    """In steps; None where the run is measured in minutes."""
-    if args.dry_run:
-        return step + 3
-    if args.epochs:
-        return max(1, round(args.epochs * rows.epoch_length / rows.width / args.batch_size))
-    return args.max_steps
+    names = ("mlm_loss", "mlm_accuracy", "sentence_loss", "sentence_accuracy")
+    means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
+    return torch.stack([mean * weight if weight else 0 * mean.nan_to_num()  # a mean over none is NaN
+                        for mean, weight in zip(means, (targets, targets, pairs, pairs))])
 
 
 @torch.no_grad()
@@ -546,22 +560,6 @@ def show_fills(args, model, rows, tokenizer, host):
         text = "The function returns a {} of integers." if pydoc else "The capital of France is {}."
         print(f"\nnext: python predict.py --checkpoint {args.out_dir} "
               f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
-
-
-def wrap(model, batches, args, host):
-    """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
-    starts and before an old run is overwritten; with two batches, as a sampled softmax changes its size."""
-    if not args.compile:
-        return host.wrap(model)
-    host.say("compiling ...")
-    model.compile()  # in place: the names of the parameters stay
-    parallel = host.wrap(model)
-    for batch in batches:
-        with host.autocast(args.seq_length):
-            _, parts = parallel(**host.to_device(batch))
-        sums_of(parts, *count_targets(batch)).sum().backward()
-        model.zero_grad(set_to_none=True)
-    return parallel
 
 # -----------------------------------------------------------------------------
 # Training

@@ -250,10 +250,10 @@ def test_every_token_is_seen_exactly_once_an_epoch(rows):
     N, W = len(rows.tokens.tokens), rows.width
     start = 0
     for epoch in range(3):
-        first, end = rows.windows(epoch)
+        first, end = rows.window_range(epoch)
         assert first == start and sorted(rows.plan(epoch)[0]) == list(range(first, end))
         start = end
-    places = (rows.first(np.arange(start))[:, None] + np.arange(W)) % N
+    places = (rows.offsets(np.arange(start))[:, None] + np.arange(W)) % N
     seen = np.bincount(places.ravel(), minlength=N)
     if rows.task:
         assert set(seen) <= {3, 6}
@@ -289,7 +289,7 @@ def test_order_pairs_and_masks_follow_from_seed_epoch_and_row(rows):
     one_by_one = [rows.batch([i]) for i in range(40, 60)]  # a row does not depend on its company
     for name in a:
         assert np.array_equal(a[name], np.concatenate([batch[name] for batch in one_by_one]))
-    order = [rows.plan(epoch)[0] - rows.windows(epoch)[0] for epoch in (0, 1)]
+    order = [rows.plan(epoch)[0] - rows.window_range(epoch)[0] for epoch in (0, 1)]
     assert not np.array_equal(order[0][:20], order[1][:20])
 
 

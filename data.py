@@ -132,7 +132,8 @@ def hub_corpus(name, text_field, split="train"):
             return group_lines(row["text"] for row in table)
         return row_documents(((f"{name}, row {i}", row) for i, row in enumerate(table, 1)), text_field)
     validation = hub_corpus(name, text_field, "validation") if name in HUB and split == "train" else None
-    return Corpus(name, table._fingerprint, documents, validation=validation)
+    fingerprint = table._fingerprint + ("" if name in HUB else f" {text_field}")  # WikiText has one column
+    return Corpus(name, fingerprint, documents, validation=validation)
 
 
 def hub_split(source, split, problem):

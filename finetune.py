@@ -96,6 +96,8 @@ def parse_arguments(argv):
     if scratch_only and args.init_from != "scratch":
         raise ValueError(f"{', '.join(scratch_only)}: only --init_from scratch takes them, a checkpoint has "
                          "its own")
+    if p.given(args, ["vocab_size"]) and args.tokenizer and args.tokenizer not in tokenizers.KINDS:
+        raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
     if args.train == "lora" and args.init_from == "scratch":
         raise ValueError("--train lora adapts a pretrained model; from scratch there is none")
     if args.train != "lora" and p.given(args, LORA):
@@ -106,6 +108,9 @@ def parse_arguments(argv):
     args.lora_targets = runtime.split_commas(args.lora_targets)
     if not args.task and not (args.train_file or args.val_file or args.test_file):
         args.task = "pydoc"
+    table_flags = p.given(args, ["text_columns", "label_column", "header"])
+    if table_flags and not (args.train_file or args.val_file or args.test_file):
+        raise ValueError(f"{', '.join(table_flags)}: no effect here, as no file is given")
     if not args.train_file and (args.val_file or args.test_file and not args.task):
         raise ValueError("there is no --train_file; predict.py --evaluate evaluates without training")
     if args.init_from == "scratch":
@@ -206,6 +211,9 @@ def choose_trained(model, args):
     head = ["classifier"] + ["encoder.pooler"] * (model.encoder.pooler is not None)
     if args.train == "lora":
         adapted = any(target.split(".")[-1] == "pooler" for target in args.lora_targets)
+        if adapted and "encoder.pooler" in model.fresh:
+            raise ValueError("--lora_targets pooler: the checkpoint has none; leave it out, and a fresh one "
+                             "is trained and saved whole")
         # a pooler with fresh weights has to learn
         whole_pooler = not adapted and (args.lora_pooler or "encoder.pooler" in model.fresh)
         saved = head if whole_pooler else ["classifier"]
@@ -412,7 +420,7 @@ def training_mb(model, optimizers):
 
 def finetune(args, host):
     """All seeds, from the flags to the last line."""
-    host.say(f"{args.init_from}, {args.train}; {host.describe()}; {args.task or args.train_file}")
+    host.say(f"{args.init_from}, {args.train}; {host.describe()}; {args.train_file or args.task}")
     task_data = open_task(args, host)  # which also settles args.kind, .metric, .epochs, .class_weights
     tokenizer = open_tokenizer(args, task_data.splits["train"].texts)
     model = open_model(args, tokenizer, task_data.classes, args.seed, host)

@@ -106,7 +106,7 @@ def folder_of(run):
 def title_of(run, config):
     """Of a picture of one run."""
     start = config.get("preset") if config["init_from"] == "scratch" else f"from {config['init_from']}"
-    task = [config["task"] or config["train_file"], config["train"]] if "train" in config else []
+    task = [config["train_file"] or config["task"], config["train"]] if "train" in config else []
     return f"{folder_of(run)}: {', '.join([start, *task])}"
 
 # -----------------------------------------------------------------------------

@@ -95,7 +95,10 @@ def parse_arguments(argv):
 
 
 def check_flags(args):
-    idle = parser().given(args, [name for name, goes in WITH.items() if not set(goes) & set(args.does)])
+    names = [name for name, goes in WITH.items() if not set(goes) & set(args.does)]
+    if not (args.evaluate not in (None, *tasks.TASKS) or args.file and args.file.endswith(files.TABLES)):
+        names += ["text_columns", "label_column", "header"]  # no table is read
+    idle = parser().given(args, names)
     if idle:
         raise ValueError(f"{', '.join(idle)}: no effect here; see --help")
 
@@ -282,13 +285,20 @@ def evaluate(args, model, tokenizer, kind, host):
     classes = [] if kind == "regression" else list(model.config.id2label.values())
     name = args.evaluate
     if name in tasks.TASKS:
+        if args.held_out:
+            raise ValueError(f"--held_out: {name} has validation rows of its own")
         args.task, examples = name, tasks.read_task(name)["val"]
     else:
         examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, kind=kind)
     labels = tasks.TASKS[args.task].labels if args.task else ()
     if len(labels) == len(classes) and all(label.startswith("LABEL_") for label in classes):
         classes = list(labels)  # a checkpoint that does not name its classes
-    examples = tasks.prepare({"test": examples}, kind, classes or None).splits["test"]
+    lower, lower_labels = ([name.lower() for name in names] for names in (classes, labels))
+    is_task = kind == "classification" and sorted(lower) == sorted(lower_labels)
+    examples = tasks.prepare({"test": examples}, kind, (list(labels) if is_task else classes) or None)
+    examples = examples.splits["test"]
+    if is_task:  # a number in the file is the task's, and the checkpoint may have its classes in another order
+        examples.labels = [lower.index(lower_labels[i]) for i in examples.labels]
     if args.held_out:
         examples = tasks.hold_out(examples, kind)[1]
     rows, outputs = outputs_of(args, examples, kind, tokenizer, model, host)

@@ -278,7 +278,7 @@ def finetuning_facts(run, final, tokenizer):
     best = max(final["seeds"], key=lambda seed: seed["score"])
     scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
     facts = {
-        "task": run["task"] or run["train_file"],
+        "task": run["train_file"] or run["task"],
         "labels": ", ".join(run["classes"]) or "a number",
         "trained": f"{final['trained']:,} parameters ({run['train']}), {best['epochs']:.3g} epochs of "
                    f"{run['rows']['train']:,} rows, rate {run['lr']:g}",

@@ -354,7 +354,8 @@ def one_line_errors(script):
             # Python's own or NumPy's: more likely a mistake in the source than in the input
             message = f"{error} ({os.path.basename(at.filename)}, line {at.lineno})"
     except Exception as error:
-        if not type(error).__module__.startswith("torch._dynamo"):  # its classes take a second to import
+        # BackendCompilerFailed and the like; by name, as to import them takes a second
+        if not any(cls.__module__.startswith("torch._dynamo") for cls in type(error).__mro__):
             raise
         message, status, silent = f"torch.compile failed; leave out --compile: {first_line(error)}", 2, False
     finally:

@@ -421,7 +421,8 @@ def sums_of(parts, targets, pairs):
 
 @torch.no_grad()
 def evaluate(model, batches, host):
-    """-> validation loss, masked accuracy, sentence loss, sentence accuracy: means over all targets."""
+    """-> validation loss, masked accuracy, sentence loss, sentence accuracy: means over all targets, NaN over
+    none."""
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=host.device)
     for batch in batches[host.rank::host.world]:
@@ -430,7 +431,7 @@ def evaluate(model, batches, host):
         sums += sums_of(parts, *count_targets(batch))
     model.train()
     n_targets, n_pairs = map(sum, zip(*map(count_targets, batches)))
-    counts = torch.tensor([n_targets, n_targets, max(1, n_pairs), max(1, n_pairs)], device=host.device)
+    counts = torch.tensor([n_targets, n_targets, n_pairs, n_pairs], device=host.device)
     return (host.sum(sums) / counts).tolist()
 
 # -----------------------------------------------------------------------------
@@ -455,7 +456,7 @@ def open_log(args, state, host):
 def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
     """The checkpoint, and in resume.pt all that resuming needs: one file, so that at no moment parts of two
     steps lie there."""
-    history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 5)
+    history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 6)
     def write(folder):
         resume = os.path.join(args.out_dir, "resume.pt")
         if not log.waits:
@@ -499,8 +500,9 @@ class Report:
 
     def training(self, step, means, progress, elapsed):
         """means over the steps since the last line; elapsed in seconds."""
-        loss, accuracy, sentence_loss, sentence_accuracy, norm = means
-        sentence = dict(sentence_loss=sentence_loss, sentence_accuracy=sentence_accuracy) if self.task else {}
+        loss, accuracy, sentence_loss, sentence_accuracy, norm, judged = means
+        sentence = dict(sentence_loss=sentence_loss / judged,  # judged: the share of the steps with a pair
+                        sentence_accuracy=sentence_accuracy / judged) if judged else {}
         lr, tokens = runtime.learning_rate(self.args.lr, progress, self.args), step * self.step_tokens
         step_seconds = (elapsed - self.last_time) / (step - self.last_step)
         speed, self.last_step, self.last_time = self.step_tokens / step_seconds, step, elapsed
@@ -509,8 +511,8 @@ class Report:
         mfu = f" | mfu {100 * self.flops * speed / self.host.world / self.peak:.1f}%" if self.peak else ""
         self.log.write(
             f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {loss:.3f} | masked acc {accuracy:.3f}"
-            + (f" | {self.task} acc {sentence_accuracy:.3f}" if self.task else "") + f" | lr {lr:.2e} | norm "
-            f"{norm:5.2f} | {speed:,.0f} tok/s{mfu} | {runtime.clock(left)} left",
+            + (f" | {self.task} acc {sentence['sentence_accuracy']:.3f}" if sentence else "")
+            + f" | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s{mfu} | {runtime.clock(left)} left",
             step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy, **sentence, lr=lr, grad_norm=norm,
             tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
 
@@ -520,12 +522,12 @@ class Report:
         loss, accuracy, _, sentence_accuracy = means
         if val and not math.isfinite(loss):
             raise runtime.Stop(f"the validation loss is not finite; {self.args.out_dir} holds the weights", 2)
-        sentence = dict(val_sentence_accuracy=sentence_accuracy) if self.task else {}
+        sentence = {} if math.isnan(sentence_accuracy) else dict(val_sentence_accuracy=sentence_accuracy)
         line = dict(step=step, tokens=step * self.step_tokens, val_loss=loss, val_masked_accuracy=accuracy,
                     **sentence, elapsed_s=round(elapsed, 1))
         gap, side = abs(self.unigram - loss), "under" if loss <= self.unigram else "above"
         text = (f"validation loss {loss:.3f} nats, {gap:.3f} {side} the unigram line, masked acc "
-                f"{accuracy:.3f}" + (f", {self.task} acc {sentence_accuracy:.3f}" if self.task else ""))
+                f"{accuracy:.3f}" + (f", {self.task} acc {sentence_accuracy:.3f}" if sentence else ""))
         if not val:
             return self.log.write(f"step {step:6,} | {text}", **line)
         predicted = len(val.tokens) - len(val.documents)  # a [SEP] between documents is not, and has no byte
@@ -615,8 +617,9 @@ def train(args, state, host):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        # the four of sums_of() and the gradient's norm; not .item(), which would wait for the GPU
-        history.append(torch.cat([sums, norm.detach().reshape(1) / host.world]))
+        # sums_of()'s four, the gradient's norm, whether there was a pair; .item() would wait for the GPU
+        rest = torch.stack([norm.detach(), torch.full_like(norm, all_pairs > 0)]) / host.world
+        history.append(torch.cat([sums, rest]))
 
         # Now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.
         log_due = step % args.log_interval == 0 or step == 1 or step == max_steps

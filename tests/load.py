@@ -1,7 +1,7 @@
 """
 A long run, watched from outside: does it take more and more memory or files, or get slower?
 
-    python tests/load.py --json results/load.json train_mlm.py --data wiki --max_minutes 120 --out_dir out/wiki
+    python tests/load.py --json results/load.json train_mlm.py --data wiki --max_minutes 120 --out_dir out/w
 
 Once a minute, the process's resident memory and open files (Linux); of its log, the speed. The first ten
 minutes do not count. Exit status 1 where it fails, ends sooner, or its memory grows by more than 2 %.
@@ -62,7 +62,8 @@ def main():
         samples = watch(process, args.every)
     if process.returncode:
         raise SystemExit(f"load.py: the run has ended with exit status {process.returncode}")
-    speeds = [(line["elapsed_s"], line["tokens_per_s"]) for line in read_log(out_dir) if "tokens_per_s" in line]
+    log = [line for line in read_log(out_dir) if "tokens_per_s" in line]
+    speeds = [(line["elapsed_s"], line["tokens_per_s"]) for line in log]
     found = summary(samples, speeds, args.warmup)
     print(json.dumps(found, indent=1))
     if args.json:

@@ -128,6 +128,14 @@ def test_rows_of_the_hub_without_the_column(monkeypatch):
         documents("some/body")
 
 
+def test_another_column_of_the_hub_is_another_corpus(monkeypatch):
+    import datasets
+    table = datasets.Dataset.from_dict({"body": ["one"], "summary": ["two"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: table)
+    body, summary = (data.open_corpus(["some/body"], column) for column in ("body", "summary"))
+    assert body.fingerprint != summary.fingerprint
+
+
 def test_pydoc_is_prose_from_docstrings(tmp_path):
     file = write(tmp_path / "m.py", (
         '"""Module text that is long enough to be kept, surely.\n\n>>> f(1)\n2\n"""\n'

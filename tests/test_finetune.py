@@ -228,6 +228,18 @@ def test_from_scratch_is_the_control(files, tmp_path):
     transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
+def test_flags_that_would_do_nothing(base, tmp_path, refused):
+    bert.ForTokenClassification.from_pretrained(base["bert"]).save_pretrained(tmp_path / "base")  # no pooler
+    tokenizers.load(base["bert"]).save(tmp_path / "base")
+    scratch = ["--init_from", "scratch", "--model", "bert"]
+    for argv, problem in (
+            (["--init_from", tmp_path / "base", "--train", "lora", "--lora_targets", "query", "pooler"],
+             "--lora_targets pooler: the checkpoint has none"),
+            ([*scratch, "--tokenizer", base["bert"], "--vocab_size", 300], "--vocab_size: only a tokenizer"),
+            ([*scratch, "--task", "sst2", "--label_column", "x"], "--label_column: no effect here")):
+        assert problem in refused(finetune, [*map(str, argv), "--out_dir", str(tmp_path / "out")])
+
+
 def test_the_default_task_needs_nothing(base, tmp_path, capsys, monkeypatch):
     """No network and no file; packages apart by module, and no paragraph that says its package."""
     monkeypatch.setattr(data, "PYDOC", ("torch", "numpy"))  # two are sooner read than all

@@ -79,6 +79,8 @@ def test_bad_input(base, tmp_path, refused):
         ([*checkpoint, "text", "--file", "x.txt"], "give one of texts, --file, --evaluate and --merge"),
         ([*checkpoint, "text", "--overwrite"], "--overwrite: no effect here"),
         ([*checkpoint, "text", "--task", "sst2"], "--task: no effect here"),
+        ([*checkpoint, "text", "--text_columns", "body"], "--text_columns: no effect here"),
+        ([*checkpoint, "--evaluate", "sst2", "--label_column", "x"], "--label_column: no effect here"),
         ([*checkpoint, "--file", str(tmp_path / "empty.txt")], "empty.txt is empty"),
         ([*checkpoint, "--evaluate", "x.csv"], "has no classifier to evaluate; fine-tune it first"),
         ([*checkpoint, "--merge", str(tmp_path / "out")], "is no adapter: it has no adapter_config.json"),
@@ -175,7 +177,23 @@ def test_a_task_names_the_classes(finetuning, files, tmp_path, capsys, monkeypat
     assert "negative" in out and "LABEL" not in out
 
 
-def test_what_is_held_out(finetuning, files, tmp_path, capsys):
+@pytest.mark.parametrize("labels", [("0", "1"), ("Negative", "Positive")])
+def test_a_task_numbers_its_classes(labels, finetuning, files, tmp_path, capsys):
+    """A checkpoint may have them in another order, as roberta-large-mnli; a file's numbers are GLUE's."""
+    finetune.main(finetuning(tmp_path, "single", "bert", "--epochs", "1"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}, "label2id": {"POSITIVE": 0, "NEGATIVE": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(config | names))
+    negative, positive = labels
+    text = Path(files["val_single"]).read_text()  # its "bad" is the checkpoint's 0
+    text = text.replace(",bad\n", f",{positive}\n").replace(",good\n", f",{negative}\n")
+    (tmp_path / "dev.csv").write_text(text)
+    capsys.readouterr()
+    use(tmp_path, "--task", "sst2", "--evaluate", tmp_path / "dev.csv")
+    assert f"accuracy {final(tmp_path)['mean']:.4f}" in capsys.readouterr().out
+
+
+def test_what_is_held_out(finetuning, files, tmp_path, capsys, refused):
     """Without --val_file; --held_out of the same file finds the same rows."""
     argv = finetuning(tmp_path, "tags", "bert", "--epochs", "1")
     i = argv.index("--val_file")
@@ -186,6 +204,8 @@ def test_what_is_held_out(finetuning, files, tmp_path, capsys):
     use(tmp_path, "--evaluate", files["train_tags"], "--held_out")
     assert f"{rows['val']} rows of " in (out := capsys.readouterr().out)
     assert f"token_f1 {final(tmp_path)['mean']:.4f}" in out
+    assert "sst2 has validation rows of its own" in refused(
+        predict, ["--checkpoint", str(tmp_path), "--evaluate", "sst2", "--held_out"])
 
 
 def test_an_adapter_whose_base_lacks_the_pooler(finetuning, base, tmp_path, capsys, refused):

@@ -1,6 +1,7 @@
 """What a run leaves: the model card, and the numbers that go to a tracker."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -40,6 +41,16 @@ def test_a_fine_tuned_checkpoint(kind, pipeline, finetuning, tmp_path):
     assert front == {"library_name": "transformers", "pipeline_tag": pipeline, "tags": ["roberta"]}
     final = read_log(tmp_path)[-1]
     assert f"accuracy {final['seeds'][0]['scores']['accuracy']:.4f}" in text and "| labels |" in text
+
+
+def test_a_file_beside_a_task(finetuning, files, tmp_path):
+    """The task gives the class names; the figures are the file's."""
+    rows = Path(files["train_single"]).read_text().replace(",good", ",positive").replace(",bad", ",negative")
+    (tmp_path / "mine.csv").write_text(rows)
+    argv = finetuning(tmp_path / "out", "single", "bert", "--task", "sst2")
+    argv[argv.index("--train_file") + 1] = argv[argv.index("--val_file") + 1] = str(tmp_path / "mine.csv")
+    finetune.main(argv)
+    assert "mine.csv |" in front_and_text(tmp_path / "out")[1]
 
 
 def test_an_adapter(finetuning, tmp_path):

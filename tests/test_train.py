@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -432,6 +433,22 @@ def test_screen_and_log_have_the_same_numbers(flags, tmp_path, capsys):
         assert f"sop acc {line['sentence_accuracy']:.3f}" in text and f"lr {line['lr']:.2e}" in text
 
 
+def test_steps_without_a_pair_say_nothing_of_the_sentence_task(flags, tmp_path):
+    """ALBERT's rows may have no two whole sentences to put in order: no accuracy of 0, and none in a mean."""
+    (tmp_path / "val.txt").write_text("\n\n".join([" ".join(["one long line without an end"] * 40)] * 10))
+    more = ["--batch_size", 1, "--val_data", tmp_path / "val.txt", "--cache_dir", tmp_path / "cache"]
+    train_mlm.main(flags(tmp_path / "each", "albert", *more))
+    train_mlm.main(flags(tmp_path / "whole", "albert", *more, "--log_interval", 10))
+    each, whole = ([line for line in read_log(tmp_path / name) if "lr" in line and "step" in line]
+                   for name in ("each", "whole"))
+    judged = [line for line in each[1:] if "sentence_accuracy" in line]
+    assert 0 < len(judged) < len(each[1:]) and whole[-1]["step"] == 10
+    for name in ("sentence_loss", "sentence_accuracy"):
+        assert whole[-1][name] == pytest.approx(sum(line[name] for line in judged) / len(judged), rel=1e-6)
+    assert not any("val_sentence_accuracy" in line for line in read_log(tmp_path / "each"))
+    assert "sentence task" not in (tmp_path / "each" / "README.md").read_text()
+
+
 def test_the_unigram_line_is_of_all_validation_targets(flags, tmp_path, capsys):
     """However few rows are evaluated; and the screen says on which side of it a loss is."""
     for name, rows in (("few", 32), ("all", 0)):
@@ -720,6 +737,16 @@ def test_the_parts_of_a_loss_without_targets():
     shares = train_mlm.sums_of(parts, 0.0, 1.0)
     shares[0].backward()
     assert shares.tolist() == [0, 0, 0, 0] and not logits.grad.any()
+
+
+def test_a_compilation_that_fails_is_one_line(capsys):
+    """Inductor's own error, of a machine without a compiler, is not in torch._dynamo."""
+    from torch._inductor.exc import InductorError
+    with pytest.raises(SystemExit) as exit, runtime.one_line_errors("x.py"):
+        raise InductorError(RuntimeError("no C++ compiler"), None)
+    assert exit.value.code == 2
+    assert re.fullmatch(r"x\.py: torch\.compile failed; leave out --compile: .*no C\+\+ compiler.*\n",
+                        capsys.readouterr().err)
 
 
 def test_a_process_without_a_gpu(monkeypatch, refused):

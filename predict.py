@@ -297,7 +297,7 @@ def evaluate(args, model, tokenizer, kind, host):
     is_task = kind == "classification" and sorted(lower) == sorted(lower_labels)
     examples = tasks.prepare({"test": examples}, kind, (list(labels) if is_task else classes) or None)
     examples = examples.splits["test"]
-    if is_task:  # a number in the file is the task's, and the checkpoint may have its classes in another order
+    if is_task:  # numbers in the file are the task's; the checkpoint may have its classes in another order
         examples.labels = [lower.index(lower_labels[i]) for i in examples.labels]
     if args.held_out:
         examples = tasks.hold_out(examples, kind)[1]

@@ -11,7 +11,8 @@ import plot
 
 PRETRAINING = dict(init_from="scratch", preset="roberta-laptop", recipe="fast", optimizer="muon", layers=None,
                    mask_prob=0.25, unigram_bias=True, seed=0, data=["pydoc"], unigram_nats=7.0)
-FINETUNING = dict(init_from="out/a", task="sst2", train="full", lr=1e-4, metric="accuracy", trained=3_000_000)
+FINETUNING = dict(init_from="out/a", task="sst2", train_file=None, train="full", lr=1e-4, metric="accuracy",
+                  trained=3_000_000)
 
 
 def write(folder, config, *lines, end="\n", flags=""):

@@ -7,7 +7,8 @@ Muon in one file: momentum, with every update of a matrix made orthogonal.
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
 rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. It computes what
 torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw") computes; but matrices of one shape are batched, which
-is faster for small ones, and the Newton-Schulz iteration may be in float32.
+is faster for small ones, and the Newton-Schulz iteration may be in float32, where it is done with fewer
+products: Zhang et al. 2026, https://dao-lab.ai/blog/2026/gram-newton-schulz.
 """
 
 import torch
@@ -48,8 +49,17 @@ def newton_schulz(x, steps=5):
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT  # the products are cheaper
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
-        x = torch.baddbmm(x, polynomial, x, beta=a)                     # a x + (b G + c G G) x
+    gram = x @ x.mT
+    if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1]:
+        for step in range(steps):
+            gram = x @ x.mT if step else gram
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
+            x = torch.baddbmm(x, polynomial, x, beta=a)                     # a x + (b G + c G G) x
+    else:  # x becomes P x, and so G becomes P G P: collect the Ps, which are smaller than x
+        for step in range(steps):
+            gram = polynomial @ gram @ polynomial if step else gram
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            polynomial.diagonal(dim1=1, dim2=2).add_(a)  # P = a + b G + c G G
+            product = polynomial @ product if step else polynomial
+        x = product @ x
     return x.mT if tall else x

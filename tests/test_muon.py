@@ -28,6 +28,19 @@ def test_the_same_steps_as_torch():
         assert (a - b).norm() < 0.01 * moved  # both compute the update in bfloat16
 
 
+@pytest.mark.parametrize("shape", [(2, 24, 24), (2, 24, 32), (2, 24, 48), (3, 96, 24)])
+def test_newton_schulz_in_float32(shape):
+    """The polynomial of Jordan et al. on the singular values, in float64; from 1 to 0, as those of gradients."""
+    torch.manual_seed(2)
+    u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    values = torch.logspace(0, -6, u.shape[2], dtype=torch.float64)
+    values[-2:] = 0
+    x, values = u * values @ v, values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    assert (newton_schulz(x.float()) - u * values @ v).abs().max() < 5e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 40, 40), (2, 60, 20), (2, 20, 60)])
 def test_an_update_is_nearly_orthogonal(shape, dtype):

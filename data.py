@@ -72,7 +72,7 @@ def open_corpus(names, text_field="text"):
             raise FileNotFoundError(f"{name}: no such file; --data takes pydoc, files, folders, "
                                     f"{', '.join(HUB)} or a hub data set as owner/name[:config]")
         inside = sorted(os.path.join(folder, file) for folder, _, below in os.walk(name) for file in below
-                        if file.endswith(files.FORMATS) and "meta.json" not in below)  # not our token files
+                        if file.endswith(files.FORMATS) and not TOKEN_FILES <= set(below))
         if os.path.isdir(name) and not inside:
             raise ValueError(f"{name}: no {', '.join(files.FORMATS)} files in this folder")
         paths += inside or [name]
@@ -215,6 +215,7 @@ def prose(text):
 # Token files. A folder: for train and val the tokens, where sentences and documents begin, and the tokenizer.
 
 FORMAT = 1                      # raise it when the files change
+TOKEN_FILES = {"meta.json", "train.bin", "val.bin"}  # a folder with them is one of ours
 SAMPLE = 24_000_000             # characters that a tokenizer is trained on, taken evenly from the corpus
 BUFFER = 2_000_000              # characters encoded at a time: what bounds the memory
 # A sentence ends at . ! or ?, with a quote or bracket after it or none, before a space and a capital.
@@ -312,7 +313,8 @@ def hold_out(corpus):
 
 
 def sample(documents):
-    """Paragraphs for a tokenizer to learn from: all of them, or every k-th document of a large corpus."""
+    """Paragraphs for a tokenizer to learn from: all of them, or every k-th document of a large corpus.
+    documents: a function, as they are read twice."""
     total = sum(len(p) for document in documents() for p in document)
     step = -(-total // SAMPLE)
     return (p for i, document in enumerate(documents()) if i % max(1, step) == 0 for p in document)
@@ -321,7 +323,7 @@ def sample(documents):
 def write_tokens(path, documents, tokenizer, dtype, total):
     """Encode documents into path.bin, path.sentences.bin and path.documents.bin; returns the counts.
 
-    The stream is each document's tokens and one sep_id. The other files are offsets into it (uint64): where a
+    The stream is each document's tokens and one sep_id. The other files are offsets into it (int64): where a
     document begins, and where a sentence begins that is not a document's first.
     """
     counts = {"tokens": 0, "bytes": 0, "documents": 0, "sentences": 0}
@@ -345,8 +347,8 @@ def write_tokens(path, documents, tokenizer, dtype, total):
                     stream.append([tokenizer.sep_id])
                     position += 1
             tokens_file.write(np.concatenate([np.empty(0, dtype), *stream]).astype(dtype).tobytes())
-            documents_file.write(np.array(document_starts, dtype=np.uint64).tobytes())
-            sentences_file.write(np.array(sentence_starts, dtype=np.uint64).tobytes())
+            documents_file.write(np.array(document_starts, dtype=np.int64).tobytes())
+            sentences_file.write(np.array(sentence_starts, dtype=np.int64).tobytes())
             counts["tokens"] = position
             counts["documents"] += len(document_starts)
             counts["sentences"] += len(sentence_starts)
@@ -390,13 +392,15 @@ def load(folder):
             raise ValueError("it was made with another tokenizer than it holds")
         for split in ("train", "val"):
             arrays = {}
-            for name, dtype in (("tokens", meta["dtype"]), ("documents", "uint64"), ("sentences", "uint64")):
+            for name, dtype in (("tokens", meta["dtype"]), ("documents", "int64"), ("sentences", "int64")):
                 file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
                 size, count = os.path.getsize(file), meta[split][name]
-                if size != count * {"uint16": 2, "uint32": 4, "uint64": 8}[dtype]:
+                if size != count * {"uint16": 2, "uint32": 4, "int64": 8}[dtype]:
                     raise ValueError(f"{os.path.basename(file)} has {size} bytes, not {count} {dtype}")
                 arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
             splits[split] = Tokens(**arrays, bytes=int(meta[split]["bytes"]))
+            if (largest := splits[split].tokens.max(initial=0)) >= tokenizer.vocab_size:
+                raise ValueError(f"{split}.bin has the id {largest}, and the tokenizer no such token")
     except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{folder} is damaged ({type(error).__name__}: {error}); delete it and run again"
                          ) from error
@@ -458,7 +462,7 @@ class Rows:
         N, W = len(tokens.tokens), self.width
         if task:
             # where sentences begin, and the end of the last one
-            self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N).astype(np.int64)
+            self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N)
             self.starts = sentence_windows(self.bounds, W)
         # of an epoch, in tokens; of whole windows, if they are to recur
         self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if static else N
@@ -509,7 +513,7 @@ class Rows:
         rng = random_numbers(self.seed, PAIRS, epoch)
         draw = rng.random(n)
         bounds = self.bounds
-        sentences = self.tokens.sentences.astype(np.int64)  # without the first ones of documents
+        sentences = self.tokens.sentences  # without the first ones of documents
         if self.task == "sop":  # cut where the sentences on both sides are whole
             place = np.searchsorted(bounds, sentences)
             low = np.searchsorted(bounds[place - 1], first)
@@ -523,7 +527,7 @@ class Rows:
         if self.task == "sop":
             # What changes places are the whole sentences of the document in which the cut is. What the window
             # has around them stays, so that no broken sentence and no [SEP] gives the label away.
-            documents = np.append(self.tokens.documents, bounds[-1]).astype(np.int64)
+            documents = np.append(self.tokens.documents, bounds[-1])
             after = np.searchsorted(documents, at, side="right")
             begin = first[some]
             head[some] = np.maximum(documents[after - 1], bounds[np.searchsorted(bounds, begin)]) - begin
@@ -536,11 +540,11 @@ class Rows:
         # rows stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
         shuffled = rng.permutation(n)
         by_cut = shuffled[np.argsort(cut[shuffled], kind="stable")]
-        place = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
+        rank = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
         a, b = by_cut[:-1], by_cut[1:]
-        document = np.searchsorted(self.tokens.documents, (first + cut).astype(np.uint64), side="right")
+        document = np.searchsorted(self.tokens.documents, first + cut, side="right")
         # the first with the second, the third with the fourth: nobody is in two exchanges
-        eligible = (place[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
+        eligible = (rank[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
         a, b = a[eligible], b[eligible]
         swapped = rng.random(len(a)) < n / max(1, 4 * len(a))
         partner = own.copy()
@@ -599,7 +603,7 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and
     -100 where a row has fewer tokens to choose or the next word would be too long.
     """
-    B, T = ids.shape
+    T = ids.shape[1]
     special = np.isin(ids, tokenizer.special_ids)
     regular = np.delete(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
     if unit == "token":

@@ -87,9 +87,9 @@ def table_rows(file, header, known):
         if names is None:
             names = [cell.strip() for cell in row]
             if header or header is None and any(name.lower() in known for name in names):
-                check_names(names, f"{file}, line {number}")
                 # of columns without a name, as pandas writes its index, only the first keeps ""
-                names = [name if name not in names[:i] else str(i + 1) for i, name in enumerate(names)]
+                names = [name or ("" if "" not in names[:i] else str(i + 1)) for i, name in enumerate(names)]
+                check_names(names, f"{file}, line {number}")
                 continue
             names = [str(i + 1) for i in range(len(row))]
         if len(row) != len(names):
@@ -131,5 +131,5 @@ def parquet_rows(file, columns):
         batches = parquet.iter_batches(batch_size=1000, columns=columns)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{file}, row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error

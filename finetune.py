@@ -284,8 +284,6 @@ class Best:
 
     def save(self, model):
         """A checkpoint; or, where the model has adapters, those with the name of their base."""
-        if not self.log.writes:
-            return
         def write(folder):
             if hasattr(model, "lora"):
                 base = self.args.init_from
@@ -368,7 +366,7 @@ def train(args, model, rows, seed, best, log, host):
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         step += 1
         history.append(torch.stack([total, norm]) / host.world)
 

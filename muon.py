@@ -49,15 +49,14 @@ def newton_schulz(x, steps=5):
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT  # the products are cheaper
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    gram = x @ x.mT
-    if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1]:
-        for step in range(steps):
-            gram = x @ x.mT if step else gram
+    if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1]:  # not exact enough, or not fewer products
+        for _ in range(steps):
+            gram = x @ x.mT
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
             x = torch.baddbmm(x, polynomial, x, beta=a)                     # a x + (b G + c G G) x
-    else:  # x becomes P x, and so G becomes P G P: collect the Ps, which are smaller than x
+    else:  # x becomes P x, and so G becomes P G P: multiply the Ps, which are smaller than x
         for step in range(steps):
-            gram = polynomial @ gram @ polynomial if step else gram
+            gram = polynomial @ gram @ polynomial if step else x @ x.mT
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             polynomial.diagonal(dim1=1, dim2=2).add_(a)  # P = a + b G + c G G
             product = polynomial @ product if step else polynomial

@@ -69,6 +69,8 @@ class Log:
 
     def checkpoint(self, write):
         """Into out_dir what write(folder) writes; the first time in place of what an older run has left."""
+        if not self.writes:
+            return
         def write_all(folder):
             write(folder)
             if self.waits:

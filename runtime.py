@@ -478,7 +478,7 @@ def learning_rate(peak, progress, args):
     down to 0 along a line or a cosine, or constant and in the end along a line."""
     if progress < args.warmup:
         return peak * progress / args.warmup
-    after = min(1.0, (progress - args.warmup) / (1 - args.warmup))
+    after = (progress - args.warmup) / (1 - args.warmup)
     if args.schedule == "linear":
         return peak * (1 - after)
     if args.schedule == "cosine":

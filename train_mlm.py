@@ -111,7 +111,7 @@ def parser():
     add("--eval_rows", type=runtime.not_negative_int, default=1024,
         help="validation rows, evenly spaced; 0: all")
     runtime.add_output_flags(add)
-    p.set_defaults(**RECIPES["fast"])
+    p.set_defaults(**RECIPES["fast"])  # what --help shows
     return p
 
 # -----------------------------------------------------------------------------
@@ -129,12 +129,12 @@ def parse_arguments(argv):
         scratch = args.init_from == "scratch"
         recipe = args.recipe or ("fast" if scratch else "paper")
         model = "roberta" if scratch else runtime.read_config(args.init_from)["model_type"]
-        kind = runtime.choose_device(args.device).partition(":")[0]
-        defaults = {"recipe": recipe, "model": model} | RECIPES[recipe] | DEFAULTS[kind]
+        device_type = runtime.choose_device(args.device).partition(":")[0]
+        defaults = {"recipe": recipe, "model": model} | RECIPES[recipe] | DEFAULTS[device_type]
         if any(getattr(args, name) for name in LENGTHS):
             del defaults["max_minutes"]
         p.set_defaults(**defaults)
-        args = p.parse_args(argv)
+        args = p.parse_args(argv)  # again: the defaults depend on flags
     if p.given(args, ["vocab_size"]) and (
             args.init_from != "scratch" or args.tokenizer and args.tokenizer not in tokenizers.KINDS):
         raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
@@ -277,10 +277,16 @@ def open_model(args, rows, tokenizer, state):
         options = {"num_hidden_layers": args.layers} if args.layers else {}
         if args.init_from == "scratch":
             # RoBERTa's first position is the one after the padding id
-            published = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
-            unused = published.max_position_embeddings - published.longest_row
+            default = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
+            unused = default.max_position_embeddings - default.longest_row
             options["max_position_embeddings"] = (args.positions or args.seq_length) + unused
         model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **options)
+        if args.unigram_bias:
+            init.unigram_bias(model, rows.unigram_probs)
+        if args.sinusoids:
+            init.sinusoids(model)
+        if args.neighbours:
+            init.neighbours(model)
     if args.seq_length > model.config.longest_row:
         raise ValueError(f"--seq_length {args.seq_length} is more than the model's "
                          f"{model.config.longest_row} positions")
@@ -289,13 +295,6 @@ def open_model(args, rows, tokenizer, state):
     rundir.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
     if args.lr is None:
         args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
-    if args.init_from == "scratch" and not state:
-        if args.unigram_bias:
-            init.unigram_bias(model, rows.unigram_probs)
-        if args.sinusoids:
-            init.sinusoids(model)
-        if args.neighbours:
-            init.neighbours(model)
     return model
 
 
@@ -311,9 +310,7 @@ def default_lr(config, optimizer):
 
 def validation_batches(args, rows, host):
     """-> the batches of --eval_rows rows, and the entropy of all validation targets' own frequencies."""
-    chosen = np.arange(len(rows))
-    if 0 < args.eval_rows < len(rows):
-        chosen = np.linspace(0, len(rows) - 1, args.eval_rows).astype(int)
+    chosen = np.linspace(0, len(rows) - 1, min(args.eval_rows or len(rows), len(rows))).astype(int)
     micro = args.batch_size // (args.accumulation * host.world)
     batches = [rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
     if not sum(count_targets(batch)[0] for batch in batches):
@@ -350,6 +347,7 @@ def restore(optimizers, state, host):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
     if len(set(host.gather([state["step"]]))) > 1:
         raise ValueError("the processes have read different checkpoints")
+    # of the history every process takes its share, as the sum over them was saved
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
@@ -374,7 +372,7 @@ def wrap(model, batches, args, host):
         with host.autocast(args.seq_length):
             _, parts = parallel(**host.to_device(batch))
         sums_of(parts, *count_targets(batch)).sum().backward()
-        model.zero_grad(set_to_none=True)
+        model.zero_grad()
     return parallel
 
 # -----------------------------------------------------------------------------
@@ -415,7 +413,8 @@ def sums_of(parts, targets, pairs):
     -> a tensor of four: MLM loss, masked accuracy, sentence loss, sentence accuracy."""
     names = ("mlm_loss", "mlm_accuracy", "sentence_loss", "sentence_accuracy")
     means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
-    return torch.stack([mean * weight if weight else 0 * mean.nan_to_num()  # a mean over none is NaN
+    # a mean over none is NaN; times 0, and not left out, as DDP waits for a gradient of every parameter
+    return torch.stack([mean * weight if weight else 0 * mean.nan_to_num()
                         for mean, weight in zip(means, (targets, targets, pairs, pairs))])
 
 
@@ -467,8 +466,7 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
                     "step": step, "elapsed": elapsed, "history": history}, os.path.join(folder, "resume.pt"))
         model.save_pretrained(folder)
         tokenizer.save(folder, model.config.longest_row)
-    if log.writes:
-        log.checkpoint(write)
+    log.checkpoint(write)
 
 
 class Report:
@@ -547,9 +545,8 @@ def show_fills(args, model, rows, tokenizer, host):
     batch = rows.batch(np.linspace(0, len(rows) - 1, 8).astype(int), mask_prob=0)  # one target a row
     batch = {name: array[batch["labels"][:, 0] != -100] for name, array in batch.items()}
     ids, truths, positions = batch["input_ids"], batch.pop("labels"), batch["positions"]
-    batch.pop("sentence_labels", None)
     np.put_along_axis(ids, positions, tokenizer.mask_id, 1)  # not a random token, nor the truth
-    logits, _ = model.eval().forward(**host.to_device(batch))
+    logits, _ = model.eval().forward(**host.to_device(batch))  # model(...) would compile for these shapes
     p, best = logits[:, 0, :tokenizer.vocab_size].float().softmax(-1).topk(3)
     for row, [at], [truth], row_p, row_best in zip(ids, positions, truths, p.tolist(), best.tolist()):
         before = tokenizer.decode(row[max(1, at - 12):at].tolist())
@@ -577,8 +574,8 @@ def train(args, state, host):
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = run_length(args, rows, step)
-    samples = [read_batches(rows, i, elapsed, max_steps, args, host)[0] for i in (step, step + 1)]
-    parallel = wrap(model, samples, args, host)
+    to_compile = [read_batches(rows, i, elapsed, max_steps, args, host)[0] for i in (step, step + 1)]
+    parallel = wrap(model, to_compile, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, model, rows, unigram, step, elapsed, max_steps, log)
 
@@ -601,7 +598,7 @@ def train(args, state, host):
         # Forward and backward, in micro-batches. Each adds its share of the sum over all targets, so that the
         # step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
         runtime.set_learning_rates(optimizers, progress, args)
-        torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))
+        torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))  # the same after a resume
         sums = torch.zeros(4, device=host.device)
         for batch, (targets, pairs) in zip(batches, counts):
             with host.sync(parallel, last=batch is batches[-1]):
@@ -615,10 +612,10 @@ def train(args, state, host):
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         step += 1
         # sums_of()'s four, the gradient's norm, whether there was a pair; .item() would wait for the GPU
-        rest = torch.stack([norm.detach(), torch.full_like(norm, all_pairs > 0)]) / host.world
+        rest = torch.stack([norm, torch.full_like(norm, all_pairs > 0)]) / host.world
         history.append(torch.cat([sums, rest]))
 
         # Now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.

@@ -64,6 +64,9 @@ def test_the_token_files_of_a_cache_in_the_folder_are_no_text(tmp_path):
     before = documents(tmp_path)
     data.prepare(data.open_corpus([str(tmp_path)]), None, "wordpiece", 100, str(tmp_path / "cache"))
     assert list(tmp_path.glob("cache/*/vocab.txt")) and documents(tmp_path) == before
+    for name in ("meta.json", "train.bin"):  # in a folder of somebody else
+        write(tmp_path / name, "{}")
+    assert documents(tmp_path) == before
 
 
 def test_a_tsv_can_be_pretrained_on(tmp_path):
@@ -215,7 +218,7 @@ def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
 
 def test_damaged_token_files_are_refused(tmp_path, prepared):
     import shutil
-    damages = [("train.bin", lambda b: b[:-2]), ("val.documents.bin", lambda b: b + b"\0" * 8),
+    damages = [("train.bin", lambda b: b[:-2]), ("val.bin", lambda b: b[:-1] + b"\xff"), ("val.documents.bin", lambda b: b + b"\0" * 8),
                ("meta.json", lambda b: b[:40]), ("meta.json", lambda b: b.replace(b'uint16', b'(,uint16')),
                ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")), ("vocab.json", lambda b: b"{}")]
     for i, (name, damage) in enumerate(damages):

@@ -110,6 +110,7 @@ BAD = [
     ("a.csv", 'text,label\na,1\n"a,1\n"b",0\n', "a.csv, line 3: .* is a quote of this row not closed"),
     ("a.csv", "text,label,text\na,1,b\n", "a.csv, line 1: two columns are called 'text'"),
     ("a.tsv", "\nid\ttext\tid\n1\ta\t2\n", "a.tsv, line 2: two columns are called 'id'"),
+    ("a.csv", ",,2\nx,y,z\n", "a.csv, line 1: two columns are called '2'"),
     ("a.parquet", "not parquet at all", "a.parquet: "),
     ("a.doc", "x", "a.doc: not one of .txt, .csv, .tsv, .jsonl, .parquet"),
 ]
@@ -119,6 +120,14 @@ def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message) as error:
         rows(write(tmp_path / name, content))
     assert "\n" not in str(error.value)
+
+
+def test_a_parquet_with_text_that_is_not_utf8(tmp_path):
+    offsets, text = (pyarrow.py_buffer(content) for content in (b"\0\0\0\0\4\0\0\0", b"ok\xff\xfe"))
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, text])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet: 'utf-8' codec can't decode"):
+        rows(tmp_path / "a.parquet")
 
 
 def test_a_parquet_without_rows(tmp_path):

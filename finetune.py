@@ -92,30 +92,28 @@ def parse_arguments(argv):
     p = parser()
     args = p.parse_args(argv)
     args.device = runtime.choose_device(args.device)
-    scratch_only = p.given(args, ["model", "preset", "tokenizer", "vocab_size"])
-    if scratch_only and args.init_from != "scratch":
-        raise ValueError(f"{', '.join(scratch_only)}: only --init_from scratch takes them, a checkpoint has "
-                         "its own")
+    given = p.given(args, ["model", "preset", "tokenizer", "vocab_size"])
+    if given and args.init_from != "scratch":
+        raise ValueError(f"{', '.join(given)}: only --init_from scratch takes them, a checkpoint has its own")
     if p.given(args, ["vocab_size"]) and args.tokenizer and args.tokenizer not in tokenizers.KINDS:
         raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
     if args.train == "lora" and args.init_from == "scratch":
         raise ValueError("--train lora adapts a pretrained model; from scratch there is none")
-    if args.train != "lora" and p.given(args, LORA):
-        raise ValueError(f"{', '.join(p.given(args, LORA))} without --train lora")
+    if args.train != "lora" and (given := p.given(args, LORA)):
+        raise ValueError(f"{', '.join(given)} without --train lora")
     if args.dropout is None and args.train == "lora":
         args.dropout = 0.0  # few parameters hardly overfit, and learn more without: 1.2 points on SST-2
     args.text_columns = runtime.split_commas(args.text_columns)
     args.lora_targets = runtime.split_commas(args.lora_targets)
-    if not args.task and not (args.train_file or args.val_file or args.test_file):
-        args.task = "pydoc"
-    table_flags = p.given(args, ["text_columns", "label_column", "header"])
-    if table_flags and not (args.train_file or args.val_file or args.test_file):
-        raise ValueError(f"{', '.join(table_flags)}: no effect here, as no file is given")
+    if not (args.train_file or args.val_file or args.test_file):
+        args.task = args.task or "pydoc"
+        if given := p.given(args, ["text_columns", "label_column", "header"]):
+            raise ValueError(f"{', '.join(given)}: no effect here, as no file is given")
     if not args.train_file and (args.val_file or args.test_file and not args.task):
         raise ValueError("there is no --train_file; predict.py --evaluate evaluates without training")
     if args.init_from == "scratch":
         args.preset = args.preset or importlib.import_module(args.model).DEFAULT_PRESET["cpu"]
-    elif os.path.isfile(os.path.join(args.init_from, "adapter_config.json")):
+    elif lora.is_adapter(args.init_from):
         raise ValueError(f"{args.init_from} is an adapter: merge it by predict.py --merge, and train the "
                          "result")
     else:
@@ -141,14 +139,14 @@ def open_task(args, host):
     splits = host.once_per_machine(read)
     known = tasks.TASKS.get(args.task)
     classes = list(known.labels) if known and known.labels else None
-    scored = known and known.metric == "spearman"
+    scored = known and known.metric == "spearman"  # STS-B: scores without a fraction are no classes
     kind = args.kind or ("classification" if classes else "regression" if scored else None)
     task_data = tasks.prepare(splits, kind, classes)
     if "val" not in task_data.splits:
         train, val = tasks.hold_out(task_data.splits["train"], task_data.kind)
         task_data.splits |= {"train": train, "val": val}
-    task = known or tasks.OWN[task_data.kind]
     args.kind = task_data.kind
+    task = known if known and known.metric in tasks.METRICS[args.kind] else tasks.OWN[args.kind]
     if not (args.max_steps or args.epochs or args.max_minutes):
         args.epochs = task.epochs
     n = len(task_data.classes)
@@ -190,12 +188,10 @@ def open_model(args, tokenizer, classes, seed, host):
     """--init_from with a head for the classes of the task, ready to train."""
     torch.manual_seed(seed)
     head = "ForTokenClassification" if args.kind == "tokens" else "ForSequenceClassification"
-    if args.kind == "regression":
-        options = dict(num_labels=1, problem_type="regression", id2label={0: "LABEL_0"})
-    else:
-        types = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
-        options = dict(num_labels=len(classes), id2label=dict(enumerate(classes)),
-                       problem_type=types.get(args.kind))
+    names = classes or ["LABEL_0"]  # a regression has no classes
+    problem = {"classification": "single_label_classification", "multilabel": "multi_label_classification",
+               "regression": "regression"}.get(args.kind)  # tags have none
+    options = dict(num_labels=len(names), id2label=dict(enumerate(names)), problem_type=problem)
     model = runtime.build_model(importlib.import_module(args.model), head, args, tokenizer, **options)
     choose_trained(model, args)
     if args.compile:
@@ -278,8 +274,8 @@ class Best:
                        seed=seed, step=step, **{f"val_{name}": value for name, value in scores.items()})
 
     def evaluate(self, model, split):
-        rows = max(1, self.args.batch_size // (self.args.accumulation * self.host.world))
-        outputs = tasks.logits_of(model, self.rows[split], rows, self.host)
+        size = max(1, self.args.batch_size // (self.args.accumulation * self.host.world))
+        outputs = tasks.logits_of(model, self.rows[split], size, self.host)
         return self.rows[split].scores(outputs, self.classes), outputs
 
     def save(self, model):
@@ -349,6 +345,7 @@ def train(args, model, rows, seed, best, log, host):
         torch.manual_seed(data.dropout_seed(seed, step, host.rank))
         batch = batches[step % per_epoch]
         labels = rows.flat([rows.labels[i] for i in batch])
+        # the mean over rows is weighted where the losses are, as in F.cross_entropy
         divisor = np.take(args.class_weights, labels).sum() if args.class_weights else labels.size
         mine = batch[host.rank::host.world]
         mine, scale = (mine, host.world / divisor) if len(mine) else (batch[:1], 0.0)
@@ -393,7 +390,7 @@ def train(args, model, rows, seed, best, log, host):
     if step and unseen and not args.dry_run and not (signals and best.score is not None):
         # a budget ended between two evaluations, or a signal came before the first
         best.evaluate_and_keep(model, seed, step, result)
-    if signals:
+    if signals:  # perhaps another process's
         raise runtime.Stop(f"stopped at step {step:,}; {best.kept()}",
                            128 + (host.signals or [signal.SIGTERM])[0])
     if not step:
@@ -446,7 +443,7 @@ def finetune(args, host):
         if seed > args.seed:
             model = open_model(args, tokenizer, task_data.classes, seed, host)
         results.append(train(args, model, rows["train"], seed, best, log, host))
-        del model
+        del model  # before the next one is made
     if not args.dry_run:
         summarize(args, host, log, results, rows["val"], task_data.classes, n_all, n_trained)
 

@@ -32,7 +32,7 @@ HEADS = ("ForSequenceClassification", "ForTokenClassification")  # beside ForPre
 
 def open_model(path):
     """A checkpoint, or an adapter with its base -> model, tokenizer. ValueError if a head has no weights."""
-    if is_adapter(path):
+    if lora.is_adapter(path):
         return open_adapter(path)
     names = runtime.read_config(path).get("architectures")
     architecture = str(names[0]) if names and isinstance(names, list) else "nothing"
@@ -48,7 +48,7 @@ def open_model(path):
 
 def open_encoder(path):
     """Any checkpoint, or an adapter with its base -> its encoder, without the head; tokenizer."""
-    if is_adapter(path):
+    if lora.is_adapter(path):
         model, tokenizer = open_adapter(path)
         return lora.merge(model).encoder, tokenizer
     with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
@@ -65,6 +65,7 @@ def pooling_of(path):
     other ways."""
     file = os.path.join(tokenizers.local_directory(path), "1_Pooling", "config.json")
     settings = tokenizers.read_json(file, {"pooling_mode": "mean"})
+    # sentence-transformers before version 6 had a flag for each way
     before_6 = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     ways = [before_6.get(name, name) for name, on in settings.items()
             if name.startswith("pooling_mode_") and on is True] or [settings.get("pooling_mode")]
@@ -78,11 +79,13 @@ def sentence_settings(path):
     that goes before every text. ValueError for what is not computed here."""
     folder = tokenizers.local_directory(path)
     read = lambda name, default: tokenizers.read_json(os.path.join(folder, name), default)
-    modules = [module["type"].rpartition(".")[2] for module in read("modules.json", [])]
+    modules = [str(isinstance(module, dict) and module.get("type")).rpartition(".")[2]
+               for module in read("modules.json", [])]
     if other := set(modules) - {"Transformer", "Pooling", "Normalize"}:
         raise ValueError(f"{path}/modules.json: {min(other)} after the encoder; that is not computed here")
     config = read("config_sentence_transformers.json", {})
-    prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name")) or ""
+    prompts = config.get("prompts")
+    prompt = isinstance(prompts, dict) and prompts.get(config.get("default_prompt_name")) or ""
     if prompt and not read(os.path.join("1_Pooling", "config.json"), {}).get("include_prompt", True):
         raise ValueError(f"{path}/1_Pooling/config.json: a mean without the prompt is not computed here")
     return "Normalize" in modules, prompt
@@ -94,10 +97,6 @@ def open_tokenizer(path, config):
         raise ValueError(f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model "
                          f"{config.vocab_size}")
     return tokenizer
-
-
-def is_adapter(path):
-    return os.path.isfile(os.path.join(path, "adapter_config.json"))
 
 
 def open_adapter(path):
@@ -171,8 +170,8 @@ def fill(model, tokenizer, text, top=5):
     if positions.numel() == 0:
         raise ValueError(f"no [MASK] or <mask> in {text!r}")
     logits, _ = model(ids, positions)
-    logits = logits[0, :, :tokenizer.vocab_size]  # a model may have more ids, to fill up its matrix
-    probabilities, best = logits.float().softmax(-1).topk(min(top, tokenizer.vocab_size))  # (K, top)
+    probabilities = logits[0].float().softmax(-1)[:, :tokenizer.vocab_size]  # a model may have more ids
+    probabilities, best = probabilities.topk(min(top, tokenizer.vocab_size))  # (K, top)
     return [[(tokenizer.decode([i]), p) for i, p in zip(best_ids, best_p)]
             for best_ids, best_p in zip(best.tolist(), probabilities.tolist())]
 

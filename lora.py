@@ -41,6 +41,7 @@ class LoRALinear(nn.Linear):
         # on the adapter's input; every token has a mask of its own. (With DoRA PEFT drops some of W's, too.)
         self.dropout = nn.Dropout(dropout)
         new = dict(device=base.weight.device, dtype=torch.float32)
+        # float32 beside a weight of 16 bits, too, in which small steps would round to nothing
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **new))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **new))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as the authors' code and PEFT
@@ -240,6 +241,10 @@ def save(model, path, base=None):
         os.replace(file + ".tmp", file)  # whole or not at all
 
 
+def is_adapter(path):
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
+
+
 def read_config(path):
     """adapter_config.json of a directory. ValueError for what would be computed wrongly."""
     file = os.path.join(path, "adapter_config.json")
@@ -302,6 +307,11 @@ def load(model, path):
         inside = {f"{name}.{parameter}" for parameter in module.state_dict()}
         if inside and inside <= stored and not name.startswith(tuple(f"{outer}." for outer in whole)):
             whole.append(name)
+    if alone := [name for name in stored if not name.startswith(tuple(f"{module}." for module in whole))]:
+        raise ValueError(f"{file} does not fit the model: it has {min(alone)} without the rest of its module")
+    if others := [name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+                  and name.split(".")[-1] in targets and name not in targets]:
+        raise ValueError(f"{file} adapts {others[0].split('.')[-1]}, and not {others[0]}; inject() cannot")
     inject(model, r, config["lora_alpha"], config["lora_dropout"], targets,
            config.get("use_rslora", False), dora, whole)
     state = model.state_dict()

@@ -82,6 +82,8 @@ def parse_arguments(argv):
     sources = [bool(args.text), args.file is not None, args.evaluate is not None, args.merge is not None]
     if sum(sources) > 1:
         raise ValueError("give one of texts, --file, --evaluate and --merge")
+    if empty := [name for name in ("file", "embed", "evaluate", "merge") if getattr(args, name) == ""]:
+        raise ValueError(f"--{empty[0]}: the name is empty")
     named = [name for name in ("score", "embed", "evaluate", "merge") if getattr(args, name)]
     args.does = named or ["masks", "labels"]  # which of the two the checkpoint tells
     check_flags(args)
@@ -96,7 +98,7 @@ def parse_arguments(argv):
 
 def check_flags(args):
     names = [name for name, goes in WITH.items() if not set(goes) & set(args.does)]
-    if not (args.evaluate not in (None, *tasks.TASKS) or args.file and args.file.endswith(files.TABLES)):
+    if args.evaluate in (None, *tasks.TASKS) and not (args.file or "").endswith(files.TABLES):
         names += ["text_columns", "label_column", "header"]  # no table is read
     idle = parser().given(args, names)
     if idle:
@@ -157,7 +159,7 @@ def answer(args, row, columns, plain, **predicted):
 
 def finite(cell):
     """What JSON has no number for becomes null."""
-    if isinstance(cell, list):
+    if isinstance(cell, (list, tuple)):
         return list(map(finite, cell))
     if isinstance(cell, dict):
         return {name: finite(value) for name, value in cell.items()}
@@ -197,7 +199,8 @@ def score_texts(args, model, tokenizer, host):
             total = math.fsum(value for _, value in tokens)
             mean = total / len(tokens)
             answer(args, row, columns, f"{total:.4f}\t{mean:.4f}\t{text}", score=total,
-                   pseudo_perplexity=math.exp(min(-mean, 700)), tokens=tokens)
+                   pseudo_perplexity=math.exp(min(-mean, 700)),  # a float's limit is about 709
+                   tokens=tokens)
 
 # -----------------------------------------------------------------------------
 # Any checkpoint: embeddings
@@ -295,8 +298,11 @@ def evaluate(args, model, tokenizer, kind, host):
         classes = list(labels)  # a checkpoint that does not name its classes
     lower, lower_labels = ([name.lower() for name in names] for names in (classes, labels))
     is_task = kind == "classification" and sorted(lower) == sorted(lower_labels)
-    examples = tasks.prepare({"test": examples}, kind, (list(labels) if is_task else classes) or None)
-    examples = examples.splits["test"]
+    if labels and not is_task and name not in tasks.TASKS:
+        raise ValueError(f"--task {args.task}: its classes are {', '.join(labels)}; those of "
+                         f"{args.checkpoint} are {', '.join(classes) or 'none'}")
+    known = list(labels) if is_task else classes
+    examples = tasks.prepare({"test": examples}, kind, known or None).splits["test"]
     if is_task:  # numbers in the file are the task's; the checkpoint may have its classes in another order
         examples.labels = [lower.index(lower_labels[i]) for i in examples.labels]
     if args.held_out:
@@ -311,7 +317,7 @@ def evaluate(args, model, tokenizer, kind, host):
 
 
 def merge(args, model, tokenizer):
-    if not inference.is_adapter(args.checkpoint):
+    if not lora.is_adapter(args.checkpoint):
         raise ValueError(f"--merge: {args.checkpoint} is no adapter: it has no adapter_config.json")
     base = lora.read_config(args.checkpoint)["base_model_name_or_path"]
     if os.path.realpath(base) == os.path.realpath(args.merge):

@@ -31,7 +31,6 @@ PREVIOUS = "resume-previous.pt"  # the resume.pt of the save before, should the 
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
            "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
            "resume.pt", PREVIOUS, "log.jsonl", "README.md")
-CARD = "by flatbert"  # in a README.md of write_card()
 
 
 class Log:
@@ -39,9 +38,9 @@ class Log:
     older run stays whole until this one has something to put in its place."""
 
     def __init__(self, args, host, waits=False):
-        self.file, self.host, self.waits = os.path.join(args.out_dir, "log.jsonl"), host, waits
+        self.out_dir, self.host, self.waits = args.out_dir, host, waits
         self.writes, self.lines = host.rank == 0 and not args.dry_run, []
-        self.track = tracker(args) if args.report in ("tensorboard", "wandb") and self.writes else None
+        self.track = tracker(args) if self.writes and args.report != "none" else None
         if self.writes:
             os.makedirs(args.out_dir, exist_ok=True)
             host.lock = lock(args.out_dir)
@@ -60,10 +59,10 @@ class Log:
             self.track({seed * (name != "step") + name: value for name, value in line.items()
                         if isinstance(value, (int, float))})
         if self.writes and not self.waits:
-            self.append(self.file)
+            self.append(self.out_dir)
 
-    def append(self, file):
-        with open(file, "a", encoding="utf-8") as f:
+    def append(self, folder):
+        with open(os.path.join(folder, "log.jsonl"), "a", encoding="utf-8") as f:
             f.writelines(self.lines)
         self.lines = []
 
@@ -74,8 +73,8 @@ class Log:
         def write_all(folder):
             write(folder)
             if self.waits:
-                self.append(os.path.join(folder, "log.jsonl"))
-        save_files(os.path.dirname(self.file), write_all, replace=self.waits)
+                self.append(folder)
+        save_files(self.out_dir, write_all, replace=self.waits)
         self.waits = False
 
 
@@ -177,13 +176,13 @@ def remove_outputs(out_dir, names):
 def is_own_card(out_dir):
     file = Path(out_dir, "README.md")
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    body, last = text[:text.rfind("<!--")], text[text.rfind("<!--"):]
-    return last == signature(body)  # as it was written
+    body, mark, last = text.rpartition("<!--")
+    return mark + last == signature(body)
 
 
 def signature(body):
     """The last line of a card, by which it is known to be as it was written."""
-    return f"<!-- {CARD}, {hashlib.sha256(body.encode()).hexdigest()[:16]} -->\n"
+    return f"<!-- by flatbert, {hashlib.sha256(body.encode()).hexdigest()[:16]} -->\n"
 
 
 def check_disk(flag, folder, needed=0):
@@ -251,7 +250,7 @@ def model_card(out_dir):
         use = f"transformers.pipeline({tags['pipeline_tag']!r}, {out_dir!r})` or `{use}"
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return (f"---\n{front}\n---\n\n# {os.path.basename(os.path.abspath(out_dir))}\n\n"
-            f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} {CARD}. "
+            f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} by flatbert. "
             f"Use it by `{use}`.\n\n| | |\n|---|---|\n{table}\n\n"
             f"The command: `python {run['command']}`\n\n"
             "Not evaluated for bias or safety; it repeats what its training text says.\n\n")

@@ -12,7 +12,6 @@ Labelled data for fine-tuning: GLUE and AG News, your own files, and a task that
 import re
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ def read_task(name):
     return splits
 
 
-def read_pydoc(smallest=400, largest=1000, held_out=5):
+def read_pydoc(smallest=400, largest=1000):
     """Which package a paragraph comes from -> {"train", "val"}: Examples.
 
     The packages with at least `smallest` paragraphs; of each at most `largest`, drawn with a fixed seed. A
@@ -94,9 +93,9 @@ def read_pydoc(smallest=400, largest=1000, held_out=5):
     for package, documents in sorted(modules.items()):
         if sum(map(len, documents)) < smallest:
             continue
-        for split, limit in (("train", largest), ("val", largest // held_out)):
+        for split, limit in (("train", largest), ("val", largest // 5)):
             texts = [text for i, document in enumerate(documents) for text in document
-                     if (i % held_out == held_out - 1) == (split == "val")]
+                     if (i % 5 == 4) == (split == "val")]
             chosen = sorted(np.random.default_rng(0).permutation(len(texts))[:limit])
             splits[split].texts += [(texts[i],) for i in chosen]
             splits[split].labels += [package] * len(chosen)
@@ -134,7 +133,7 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
         raise ValueError(f"--label_column {label_column}: several columns go with --kind multilabel alone")
     given = [name.lower() for name in [*(text_columns or []), *label_columns]]
     known = KNOWN.union(name for name in given if not name.isdigit())
-    records = partial(files.records, file, header, known)  # read twice: it may be too large to be kept
+    records = lambda: files.records(file, header, known)  # read twice: it may be too large to be kept
     where, first = next(records())
     numbers = [str(i + 1) for i in range(len(first))]
     no_header = file.endswith((".csv", ".tsv")) and list(first) == numbers
@@ -298,7 +297,7 @@ def prepare(splits, kind=None, classes=None):
             for split, examples in splits.items()}
     if classes is None:
         used_first = next(iter(used.values()))
-        if {"-", "entailment"} <= used_first:
+        if {"-", "entailment"} <= used_first:  # SNLI's mark where its annotators did not agree
             where = first.where[first.labels.index("-")]
             raise ValueError(f"{where}: '-' says that there is no gold label; leave such rows out")
         are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used_first)
@@ -366,17 +365,17 @@ def ids_of_labels(classes, used):
     return {split: ids.get(split, {str(i + start): i for i in range(len(classes))}) for split in used}
 
 
-def hold_out(examples, kind, share=10):
+def hold_out(examples, kind):
     """Examples with labels as prepare() leaves them -> training and validation rows: every tenth of a fixed
     shuffle is held out, but for those with a class that training would lack."""
     order = np.random.default_rng(0).permutation(len(examples.texts))
-    held = set(order[:len(order) // share].tolist())
+    held = set(order[:len(order) // 10].tolist())
     if kind != "regression":
         ids = np.flatnonzero if kind == "multilabel" else np.atleast_1d
         classes = [set(ids(label).tolist()) for label in examples.labels]
         trained = set().union(*(classes[i] for i in range(len(classes)) if i not in held))
         held = {i for i in held if classes[i] <= trained}
-    if len(order) < 2 * share or not held:
+    if len(order) < 20 or not held:
         raise ValueError(f"{examples.where[0]}: {len(order)} rows are too few to split; give --val_file")
     pick = lambda inside: replace(examples, **{
         name: [value for i, value in enumerate(getattr(examples, name)) if (i in held) == inside]
@@ -435,22 +434,20 @@ def encode(texts, tokenizer, max_length):
     pieces = iter(tokenizer.encode_batch(strings, specials=True))
     rows = []
     for text in texts:
-        parts = [next(pieces) for _ in text]
-        is_pair = not isinstance(text, list) and len(parts) == 2
-        room = max_length - 2 - len(between) * is_pair
-        if isinstance(text, list):
+        parts, is_words = [next(pieces) for _ in text], isinstance(text, list)
+        if is_words:  # one of characters that the tokenizer drops has a tag, too
             parts = [part if len(part) else [tokenizer.unk_id] for part in parts]
-            starts = np.cumsum([1, *map(len, parts)])[:-1]
-            ids = np.concatenate([cls, *parts])[:room + 1]
-            rows.append(Row(np.append(ids, sep).astype(np.int32), len(ids) + 1, starts[starts < len(ids)]))
-        elif is_pair:
+        if len(parts) == 2 and not is_words:
+            room = max_length - 2 - len(between)
             a, b = truncate(*parts, room)
-            ids = np.concatenate([cls, a, between, b, sep])
-            rows.append(Row(ids.astype(np.int32), 1 + len(a) + len(between)))
+            ids, second = np.concatenate([cls, a, between, b, sep]), 1 + len(a) + len(between)
         else:
-            ids = np.concatenate([cls, parts[0][:room], sep])
-            rows.append(Row(ids.astype(np.int32), len(ids)))
-        rows[-1].cut = sum(map(len, parts)) > room
+            room = max_length - 2
+            ids = np.append(np.concatenate([cls, *parts])[:1 + room], sep)
+            second = len(ids)
+        starts = np.cumsum([1, *map(len, parts)])[:-1]
+        words = starts[starts < len(ids) - 1] if is_words else None
+        rows.append(Row(ids.astype(np.int32), second, words, cut=sum(map(len, parts)) > room))
     return rows
 
 
@@ -516,13 +513,12 @@ class Rows:
         return scores(self.kind, self.flat(self.labels), self.flat(outputs), classes, threshold)
 
 
-def batches_by_length(lengths, size, rng, window=200):
-    """-> arrays of row numbers, every row once. Shuffled, then sorted by length within windows of `window`
+def batches_by_length(lengths, size, rng):
+    """-> arrays of row numbers, every row once. Shuffled, then sorted by length within windows of 200
     batches, so that a batch needs little padding, then the batches shuffled."""
-    order = rng.permutation(len(lengths))
-    batches = []
-    for i in range(0, len(order), size * window):
-        part = order[i:i + size * window]
+    order, batches, window = rng.permutation(len(lengths)), [], 200 * size
+    for i in range(0, len(order), window):
+        part = order[i:i + window]
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[j:j + size] for j in range(0, len(part), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
@@ -563,24 +559,24 @@ def scores(kind, labels, outputs, classes=(), threshold=0.5):
     labels = np.asarray(labels)
     if kind == "regression":
         predicted = np.asarray(outputs, np.float64).reshape(len(labels))
-        return {"pearson": pearson(labels, predicted), "spearman": pearson(ranks(labels), ranks(predicted)),
-                "mse": float(np.mean((labels - predicted) ** 2))}
-    if kind == "multilabel":
+        values = {"pearson": pearson(labels, predicted), "spearman": pearson(ranks(labels), ranks(predicted)),
+                  "mse": np.mean((labels - predicted) ** 2)}
+    elif kind == "multilabel":
         predicted = above(outputs, threshold)
         counts = label_counts(labels, predicted)
-        precision, recall, f1, _ = by_class(*counts.sum(1, keepdims=True))
-        return {"micro_f1": float(f1[0]), "macro_f1": float(by_class(*counts)[2].mean()),
-                "micro_precision": float(precision[0]), "micro_recall": float(recall[0]),
-                "subset_accuracy": float((labels == predicted).all(-1).mean())}
-    matrix = confusion_matrix(labels, outputs.argmax(-1), outputs.shape[-1])
-    precision, recall, f1, present = by_class(np.diag(matrix), matrix.sum(1), matrix.sum(0))
-    values = {"accuracy": np.trace(matrix) / matrix.sum(), "macro_f1": f1[present].mean(),
-              "macro_precision": precision[present].mean(), "macro_recall": recall[present].mean(),
-              "mcc": mcc(matrix)}
-    if kind == "tokens":
-        values["token_f1"] = token_f1(matrix, classes)
-    elif len(matrix) == 2:
-        values["f1"] = f1[1]
+        [precision], [recall], [f1], _ = by_class(*counts.sum(1, keepdims=True))
+        values = {"micro_f1": f1, "macro_f1": by_class(*counts)[2].mean(), "micro_precision": precision,
+                  "micro_recall": recall, "subset_accuracy": (labels == predicted).all(-1).mean()}
+    else:
+        matrix = confusion_matrix(labels, outputs.argmax(-1), outputs.shape[-1])
+        precision, recall, f1, present = by_class(np.diag(matrix), matrix.sum(1), matrix.sum(0))
+        values = {"accuracy": np.trace(matrix) / matrix.sum(), "macro_f1": f1[present].mean(),
+                  "macro_precision": precision[present].mean(), "macro_recall": recall[present].mean(),
+                  "mcc": mcc(matrix)}
+        if kind == "tokens":
+            values["token_f1"] = token_f1(matrix, classes)
+        elif len(matrix) == 2:
+            values["f1"] = f1[1]
     return {name: float(value) for name, value in values.items()}
 
 
@@ -591,7 +587,7 @@ def confusion_matrix(labels, predicted, classes):
 
 def above(outputs, threshold):
     """Logits -> whether their probability is above the threshold."""
-    return np.asarray(outputs) > np.log(threshold / (1 - threshold))
+    return np.asarray(outputs) > np.log(threshold / (1 - threshold))  # sigmoid(x) > t
 
 
 def label_counts(labels, predicted):
@@ -638,12 +634,12 @@ def mcc(matrix):
     """Matthews' correlation coefficient, of two classes or more (Gorodkin 2004); 0 where it is undefined."""
     n, labelled, predicted = matrix.sum(), matrix.sum(1).astype(float), matrix.sum(0).astype(float)
     spread = (n**2 - labelled @ labelled) * (n**2 - predicted @ predicted)
-    return float((n * np.trace(matrix) - labelled @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+    return (n * np.trace(matrix) - labelled @ predicted) / np.sqrt(spread) if spread > 0 else 0.0
 
 
 def pearson(x, y):
     """0 where it is undefined."""
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+    return np.corrcoef(x, y)[0, 1] if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
 def ranks(values):
@@ -657,4 +653,4 @@ def token_f1(matrix, classes):
     inside = np.array([name != "O" for name in classes])
     hits = np.diag(matrix)[inside].sum()
     total = matrix[inside].sum() + matrix[:, inside].sum()
-    return float(2 * hits / total) if total else 0.0
+    return 2 * hits / total if total else 0.0

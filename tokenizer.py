@@ -943,7 +943,10 @@ def read_json(path, default=None):
     """The content of a JSON file, or the default, if one is given, where there is no such file."""
     if default is not None and not os.path.exists(path):
         return default
-    return read_text(path, json.loads)
+    content = read_text(path, json.loads)
+    if default is not None and not isinstance(content, type(default)):
+        raise ValueError(f"{path} holds no {'list' if default == [] else 'object'}")
+    return content
 
 
 def tokens_by_id(vocabulary):

@@ -547,7 +547,7 @@ def show_fills(args, model, rows, tokenizer, host):
     ids, truths, positions = batch["input_ids"], batch.pop("labels"), batch["positions"]
     np.put_along_axis(ids, positions, tokenizer.mask_id, 1)  # not a random token, nor the truth
     logits, _ = model.eval().forward(**host.to_device(batch))  # model(...) would compile for these shapes
-    p, best = logits[:, 0, :tokenizer.vocab_size].float().softmax(-1).topk(3)
+    p, best = logits[:, 0].float().softmax(-1)[:, :tokenizer.vocab_size].topk(3)
     for row, [at], [truth], row_p, row_best in zip(ids, positions, truths, p.tolist(), best.tolist()):
         before = tokenizer.decode(row[max(1, at - 12):at].tolist())
         after = tokenizer.decode(row[at + 1:at + 9].tolist()).strip()

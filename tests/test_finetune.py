@@ -612,6 +612,13 @@ def test_lora_in_bfloat16(more, finetuning, tmp_path):
     assert losses[-1] < losses[0]
 
 
+def test_a_kind_that_is_not_the_tasks(finetuning, files, tmp_path):
+    """It is judged as that kind is."""
+    more = ("--kind", "multilabel", "--task", "sst2", "--epochs", "1")
+    finetune.main(finetuning(tmp_path, "many", "bert", *more))
+    assert final(tmp_path)["metric"] == "micro_f1"
+
+
 def test_another_task_gets_another_head(finetuning, files, tmp_path, capsys):
     finetune.main(finetuning(tmp_path / "two", "single", "roberta", "--epochs", "1"))
     capsys.readouterr()

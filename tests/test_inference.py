@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,18 @@ def masked_one_at_a_time(path, texts):
                 found.append(model(masked).logits[0, i].log_softmax(-1)[ids[0, i]].item())
         scores.append(list(zip(tokenizer.convert_ids_to_tokens(ids[0, 1:-1]), found)))
     return scores
+
+
+def test_a_model_with_more_ids_than_the_tokenizer(base):
+    """Its probabilities are of all ids, in masks as in scores and in transformers; its words the tokenizer's."""
+    _, tokenizer = inference.open_model(base["bert"])
+    torch.manual_seed(0)
+    V = tokenizer.vocab_size
+    model = bert.ForPreTraining(bert.Config(**bert.PRESETS["bert-tiny"], vocab_size=2 * V)).eval()
+    [words] = inference.fill(model, tokenizer, "a [MASK]", top=V)
+    [[_, (token, value)]] = inference.score(model, tokenizer, ["a film"])
+    assert dict(words)[token] == pytest.approx(math.exp(value), rel=1e-5)
+    assert len(words) == V and sum(p for _, p in words) < 0.6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -207,6 +220,20 @@ def test_what_sentence_transformers_does_besides(tmp_path):
     dense.save(str(tmp_path / "dense"))
     with pytest.raises(ValueError, match="Dense after the encoder; that is not computed here"):
         inference.sentence_settings(str(tmp_path / "dense"))
+
+
+def test_damaged_files_of_sentence_transformers(tmp_path, refused):
+    shutil.copytree(MINILM, tmp_path / "model")
+    argv = ["--checkpoint", str(tmp_path / "model"), "--embed", str(tmp_path / "x.npy"), "a"]
+    for name, content in (("1_Pooling/config.json", "[]"), ("modules.json", '[{"idx": 0}]'),
+                          ("modules.json", "[5]"), ("modules.json", "{}"),
+                          ("sentence_bert_config.json", "[1]")):
+        file = tmp_path / "model" / name
+        whole = file.read_bytes()
+        file.write_text(content)
+        error = refused(predict, argv)
+        assert name in error, (name, error)
+        file.write_bytes(whole)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

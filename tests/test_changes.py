@@ -73,7 +73,6 @@ def project(tmp_path, text_file):
 
 def test_an_optimizer_of_ones_own(project):
     """One function. All follow the schedule from their own peak, also through a resume."""
-    project.run("train_mlm.py", *project.flags("muon", "--max_steps", 2))
     project.change("train_mlm.py", "    if not hidden:\n        return [adamw]\n", """\
     return [adamw, torch.optim.NAdam(hidden, lr=10 * args.lr)]
 """)

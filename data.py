@@ -13,6 +13,7 @@ Nothing here has a state. The order of rows, the pairs and the masks of a batch 
 
 import ast
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -170,8 +171,7 @@ def pydoc_modules():
             paths += [(package, os.path.join(folder, name)) for name in sorted(names) if name.endswith(".py")]
     from pydoc_data.topics import topics  # the language reference
     sources = [("python", [topics[name]]) for name in sorted(topics)]
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
-    with ProcessPoolExecutor(initializer=signal.signal, initargs=ignore) as pool:
+    with ProcessPoolExecutor(initializer=start_reader) as pool:
         texts_of_files = pool.map(docstrings, [path for _, path in paths], chunksize=50)
         sources += [(package, texts) for (package, _), texts in zip(paths, texts_of_files)]
     modules, seen = [], set()
@@ -186,6 +186,11 @@ def pydoc_modules():
     return modules
 
 
+def start_reader():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    gc.disable()  # a third of the time, and a syntax tree has no cycles
+
+
 def docstrings(file):
     """The docstrings of a Python file, in order; none if it is not Python of this version."""
     try:
@@ -193,8 +198,11 @@ def docstrings(file):
             tree = ast.parse(f.read())
     except (SyntaxError, ValueError):  # templates and test data are not all Python
         return []
-    texts = []
-    for node in ast.walk(tree):
+    texts, nodes = [], [tree]
+    for node in nodes:  # it grows; ast.walk would visit every expression, too
+        nodes += [child for child in ast.iter_child_nodes(node)
+                  if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case))
+                  or isinstance(node, ast.Expr) and isinstance(child, ast.Call)]
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             texts.append(ast.get_docstring(node, clean=False))
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("add_docstr", "add_newdoc"):

@@ -33,6 +33,7 @@ CHANGES = {
     "linear decay": "--schedule linear",
     "two layers": "--layers 2",
     "40 % masks, a sampled softmax": "--mask_prob 0.4 --softmax sampled",
+    "the output bias starts at 0, a sampled softmax": "--no-unigram_bias --softmax sampled",
     "paper, with batches half as large": "--recipe paper --max_steps 2000",
 }
 

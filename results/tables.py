@@ -239,8 +239,8 @@ def promises():
         ["Memory, open files and speed do not change in a long run with a checkpoint a minute",
          f"{load['minutes']} minutes, the first ten apart",
          f"{100 * load['growth']:.1f} % more memory at most, {load['files_at_least']} to "
-         f"{load['files_at_most']} files, {load['tokens_per_s_first_quarter']:,} tokens/s in the first quarter and "
-         f"{load['tokens_per_s_last_quarter']:,} in the last", command("load.json")]])
+         f"{load['files_at_most']} files, {load['tokens_per_s_first_quarter']:,} tokens/s in the first "
+         f"quarter and {load['tokens_per_s_last_quarter']:,} in the last", command("load.json")]])
 
 
 def command(name):
@@ -291,7 +291,8 @@ pretraining `--init_from "{SCRATCH}"`:
 
 {downstream()}
 
-Eleven million tokens of Wikipedia say little about the sentiment of film reviews: here pretraining does not pay.
+Eleven million tokens of Wikipedia say little about the sentiment of film reviews: here pretraining does not
+pay.
 
 ## LoRA's defaults beside full fine-tuning
 

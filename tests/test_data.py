@@ -218,7 +218,8 @@ def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
 
 def test_damaged_token_files_are_refused(tmp_path, prepared):
     import shutil
-    damages = [("train.bin", lambda b: b[:-2]), ("val.bin", lambda b: b[:-1] + b"\xff"), ("val.documents.bin", lambda b: b + b"\0" * 8),
+    damages = [("train.bin", lambda b: b[:-2]), ("val.bin", lambda b: b[:-1] + b"\xff"),
+               ("val.documents.bin", lambda b: b + b"\0" * 8),
                ("meta.json", lambda b: b[:40]), ("meta.json", lambda b: b.replace(b'uint16', b'(,uint16')),
                ("merges.txt", lambda b: b.replace(b"\n\xc4\xa0 t\n", b"\n")), ("vocab.json", lambda b: b"{}")]
     for i, (name, damage) in enumerate(damages):

@@ -612,7 +612,7 @@ def test_lora_in_bfloat16(more, finetuning, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_a_kind_that_is_not_the_tasks(finetuning, files, tmp_path):
+def test_a_kind_that_is_not_the_tasks(finetuning, tmp_path):
     """It is judged as that kind is."""
     more = ("--task", "stsb", "--kind", "classification", "--epochs", "1")
     finetune.main(finetuning(tmp_path, "single", "bert", *more))

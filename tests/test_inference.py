@@ -52,7 +52,7 @@ def masked_one_at_a_time(path, texts):
 
 
 def test_a_model_with_more_ids_than_the_tokenizer(base):
-    """Its probabilities are of all ids, in masks as in scores and in transformers; its words the tokenizer's."""
+    """Its probabilities are over all ids, in masks as in scores and in transformers."""
     _, tokenizer = inference.open_model(base["bert"])
     torch.manual_seed(0)
     V = tokenizer.vocab_size

@@ -30,7 +30,7 @@ def test_the_same_steps_as_torch():
 
 @pytest.mark.parametrize("shape", [(2, 24, 24), (2, 24, 32), (2, 24, 48), (3, 96, 24)])
 def test_newton_schulz_in_float32(shape):
-    """The polynomial of Jordan et al. on the singular values, in float64; they go down to 0, as a gradient's."""
+    """The polynomial of Jordan et al. on singular values that go down to 0, as a gradient's; in float64."""
     torch.manual_seed(2)
     u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     values = torch.logspace(0, -6, u.shape[2], dtype=torch.float64)

@@ -104,12 +104,18 @@ def make_batch(case):
 # Processes
 
 def worker(spec):
-    """python bench.py worker SPEC: a model and AdamW, ours or transformers'. A line of stdin has a number of
-    steps and how to compute: it takes them and prints the milliseconds of one; for 0 steps it prints the loss
-    of the batch, without dropout."""
-    model, loss_of = (our_model if spec["side"] == "ours" else their_model)(spec)
+    """python bench.py worker SPEC: a model and its optimizers, ours, ours as the fast recipe has them, or
+    transformers'. A line of stdin has a number of steps and how to compute: it takes them and prints the
+    milliseconds of one; for 0 steps it prints the loss of the batch, without dropout."""
+    model, loss_of = (their_model if spec["side"] == "theirs" else our_model)(spec)
     import torch  # not sooner: our_model() imports runtime before it
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    from muon import Muon
+    matrices = [] if spec["side"] != "fast" else [
+        m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and len(m.weight) > 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers = [torch.optim.AdamW(others, lr=1e-5, fused=True)]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=1e-5, dtype=getattr(torch, spec["dtype"])))
     for line in sys.stdin:
         how = json.loads(line)
         steps = how.pop("steps")
@@ -122,17 +128,23 @@ def worker(spec):
         for _ in range(steps):
             loss_of(**how).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         print(1000 * (time.perf_counter() - start) / steps, flush=True)
 
 
 def our_model(spec):
     """-> the model, and a function that computes the loss as train_mlm.py does."""
     import runtime
+    import torch
     model = importlib.import_module(spec["family"]).ForPreTraining.from_pretrained(spec["checkpoint"])
     host = runtime.Host(SimpleNamespace(device="cpu", dtype=spec["dtype"], threads=spec["threads"]))
     batch = make_batch(spec)
+    if spec["side"] == "fast":
+        V = spec["config"]["vocab_size"]
+        sample = data.sampled_softmax(batch["labels"].numpy(), np.full(V, 1 / V))
+        batch |= zip(("candidates", "corrections", "labels"), map(torch.from_numpy, sample))
 
     def loss_of():
         with host.autocast(spec["length"]):
@@ -267,7 +279,8 @@ def cell(value):
 
 def bench_pretraining(args, table):
     """Forward, backward, clipping and AdamW, of the same weights and batch. transformers by default, which is
-    what its Trainer does unless told otherwise, and in the fastest of four ways."""
+    what its Trainer does unless told otherwise, and in the fastest of four ways. "fast" is a step of another
+    kind, train_mlm.py's fast recipe: 25 % of the tokens masked, no dropout, a sampled softmax, Muon."""
     import runtime
     import torch
     ways = {f"{dtype} {attention}": dict(dtype=dtype, attention=attention)
@@ -277,22 +290,27 @@ def bench_pretraining(args, table):
     peak = 2 * 2048**3 / min(repeat(lambda: a @ a, number=1, repeat=10)) / 1e9
     table.machine["matrix_gflop_per_s"] = round(peak)
     for case in cases:
-        with Worker(case, "ours", args) as ours, Worker(case, "theirs", args) as theirs:
+        fast_case = read_case(case["name"], dropout=0.0, mask_prob=0.25)
+        with (Worker(case, "ours", args) as ours, Worker(fast_case, "fast", args) as fast,
+              Worker(case, "theirs", args) as theirs):
             ask = {"ours": ours.ask} | {name: partial(theirs.ask, **way) for name, way in ways.items()}
             losses = {name: function(0) for name, function in ask.items()}
             for name, loss in losses.items():
                 both_exact = args.dtype == "float32" and name.startswith("float32")
                 if abs(loss - losses["ours"]) > (1e-3 if both_exact else 0.05):
                     raise runtime.Stop(f"{case['name']}: the losses differ: {losses}", 1)
+            ask["fast"] = fast.ask
             in_turn({name: partial(ask[name], 1) for name in ask}, 1)  # memory is taken, kernels are chosen
             tried = in_turn({name: partial(ask[name], -(-args.steps // 4)) for name in ways}, 2)
             sides = dict(ours="ours", default="float32 sdpa", best=min(tried, key=tried.get))
-            ms = in_turn({name: partial(ask[name], args.steps) for name in sides.values()}, args.rounds)
+            ms = in_turn({name: partial(ask[name], args.steps) for name in ("fast", *sides.values())},
+                         args.rounds)
         for side, name in sides.items():
             figures = speed(case, ms[name])
             table.add(case=case["name"], side=side, how=args.dtype if side == "ours" else name, **figures,
                       share=figures["gflop_per_s"] / peak, times_ours=ms[name] / ms["ours"],
-                      loss=losses[name], tried_ms=tried)
+                      loss=losses[name], fast_ms=ms["fast"], times_fast=ms[name] / ms["fast"],
+                      tried_ms=tried)
 
 
 def bench_costs(args, table):

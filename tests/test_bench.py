@@ -75,6 +75,7 @@ def test_figures_in_json(measured):
     for row in measured["results"]:
         assert row["gflop"] == gflop and row["tokens_per_s"] == pytest.approx(32000 / row["ms"])
         assert row["times_ours"] == pytest.approx(row["ms"] / measured["results"][0]["ms"])
+        assert row["times_fast"] == pytest.approx(row["ms"] / row["fast_ms"])
 
 
 def test_a_worker_knows_nothing_of_the_other_side(monkeypatch):

@@ -44,6 +44,7 @@ def parser():
     add("--init_from", required=True, help="a checkpoint (directory or hub name), or scratch")
     add("--model", default="roberta", choices=runtime.MODELS, help="with --init_from scratch")
     add("--preset", help=f"with --init_from scratch: {runtime.preset_names()}; default: MODEL-laptop")
+    add("--layers", type=runtime.positive_int, help="with --init_from scratch; default: the preset's")
     add("--tokenizer", help="with --init_from scratch: a kind to train on the task's texts, or a directory; "
         "default: the kind that the model was published with")
     add("--vocab_size", type=runtime.positive_int, default=8192, help="of a tokenizer trained here")
@@ -92,7 +93,7 @@ def parse_arguments(argv):
     p = parser()
     args = p.parse_args(argv)
     args.device = runtime.choose_device(args.device)
-    given = p.given(args, ["model", "preset", "tokenizer", "vocab_size"])
+    given = p.given(args, ["model", "preset", "layers", "tokenizer", "vocab_size"])
     if given and args.init_from != "scratch":
         raise ValueError(f"{', '.join(given)}: only --init_from scratch takes them, a checkpoint has its own")
     if p.given(args, ["vocab_size"]) and args.tokenizer and args.tokenizer not in tokenizers.KINDS:

@@ -186,9 +186,11 @@ def preset_names():
 
 
 def build_model(module, head, args, tokenizer, **options):
-    """A model of the class named head: --preset from scratch, or the checkpoint --init_from. options: fields
-    of its Config. What would fail only later is found here: ids beyond the vocabulary, a parameter that has
-    no name in a checkpoint."""
+    """A model of the class named head: --preset from scratch, or the checkpoint --init_from, with --layers.
+    options: fields of its Config. What would fail only later is found here: ids beyond the vocabulary, a
+    parameter that has no name in a checkpoint."""
+    if args.layers:
+        options["num_hidden_layers"] = args.layers
     if args.init_from != "scratch":
         model = getattr(module, head).from_pretrained(args.init_from, **options)
     elif args.preset not in module.PRESETS:

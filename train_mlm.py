@@ -274,7 +274,7 @@ def open_model(args, rows, tokenizer, state):
         model = runtime.set_dropout(module.ForPreTraining(module.Config(**state["config"])), args.dropout)
         model.load_state_dict(state["model"])
     else:
-        options = {"num_hidden_layers": args.layers} if args.layers else {}
+        options = {}
         if args.init_from == "scratch":
             # RoBERTa's first position is the one after the padding id
             default = module.Config(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)

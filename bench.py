@@ -109,10 +109,8 @@ def worker(spec):
     milliseconds of one; for 0 steps it prints the loss of the batch, without dropout."""
     model, loss_of = (their_model if spec["side"] == "theirs" else our_model)(spec)
     import torch  # not sooner: our_model() imports runtime before it
-    from muon import Muon
-    matrices = [] if spec["side"] != "fast" else [
-        m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and len(m.weight) > 2]
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    from muon import Muon, split_parameters
+    matrices, others = split_parameters(model) if spec["side"] == "fast" else ([], model.parameters())
     optimizers = [torch.optim.AdamW(others, lr=1e-5, fused=True)]
     if matrices:
         optimizers.append(Muon(matrices, lr=1e-5, dtype=getattr(torch, spec["dtype"])))
@@ -228,9 +226,9 @@ def run(*command):
 
 def run_script(name, flags, out_dir, launcher=()):
     """A script of ours -> the lines of its log.jsonl."""
+    import rundir
     run(*launcher, os.path.join(os.path.dirname(__file__), name), *flags, "--out_dir", out_dir, "--overwrite")
-    with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
+    return rundir.read_log(out_dir)
 
 
 def in_turn(functions, rounds):
@@ -602,6 +600,7 @@ def bench_tokenizers(args, table):
                   hugging_face_mb_per_s=speeds["rust"], ratio=speeds["ours"] / speeds["rust"])
 
 # -----------------------------------------------------------------------------
+# The command line
 
 # each command's function, and the flags that it takes, with their defaults
 STEPS = dict(cases=["roberta-laptop"], dropout=None, dtype=None, threads=None, steps=10, rounds=5)
@@ -638,10 +637,10 @@ def parse_arguments(argv):
     args = p.parse_args(argv)
     function, defaults = COMMANDS[args.what]
     for name in set(vars(args)) - {"what", "json"}:
-        if name not in defaults and getattr(args, name) is not None:
-            raise ValueError(f"{args.what} takes no --{name}, but --{', --'.join(defaults)}")
         if getattr(args, name) is None:
             setattr(args, name, defaults.get(name))
+        elif name not in defaults:
+            raise ValueError(f"{args.what} takes no --{name}, but --{', --'.join(defaults)}")
     args.dtype = args.dtype or ("dtype" in defaults and runtime.pick_dtype(torch.device("cpu")))
     if args.json and not os.access(os.path.dirname(os.path.abspath(args.json)), os.W_OK):
         raise ValueError(f"--json {args.json} cannot be written: there is no such folder, or it is not yours")

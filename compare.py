@@ -24,7 +24,7 @@ COLUMNS = ("run", "trained parameters", "share", "best validation, × 100", "s a
 
 
 def parse_arguments(argv):
-    """-> args, and {run: its flags}"""
+    """-> args, and {run: (its out_dir, its command)}"""
     p = runtime.Parser(__doc__)
     p.add_argument("--runs", nargs="+", required=True, help='such as full "lora --lr 5e-4"')
     p.add_argument("--out_dir", default="out/compare", help="for the runs, the table and the picture")
@@ -70,15 +70,13 @@ def compare(args, commands):
     markdown.insert(1, "|---" * len(COLUMNS) + "|")
     with open(os.path.join(args.out_dir, "compare.md"), "w", encoding="utf-8") as f:
         f.write("\n".join(markdown) + "\n")
-    picture = os.path.join(args.out_dir, "compare.png")
-    if importlib.util.find_spec("matplotlib") is None:
-        print(f"\n{args.out_dir}/compare.md; with matplotlib there would be a picture")
-        return
-    print(f"\n{args.out_dir}/compare.md", flush=True)
-    if len({log["metric"] for log in logs.values()}) > 1:
-        return  # one picture has one metric
-    folders = [folder for folder, _ in commands.values()]
-    run_and_wait("plot.py", [sys.executable, PLOT, *folders, "--names", *commands, "--out", picture])
+    draws = importlib.util.find_spec("matplotlib") is not None
+    hint = "" if draws else "; with matplotlib there would be a picture"
+    print(f"\n{args.out_dir}/compare.md{hint}", flush=True)
+    if draws and len({log["metric"] for log in logs.values()}) == 1:  # one picture has one metric
+        folders = [folder for folder, _ in commands.values()]
+        run_and_wait("plot.py", [sys.executable, PLOT, *folders, "--names", *commands,
+                                 "--out", os.path.join(args.out_dir, "compare.png")])
 
 
 def run_and_wait(run, command, **options):

@@ -146,7 +146,7 @@ def hub_split(source, split, problem):
     try:
         return datasets.load_dataset(path, config or None, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"{problem}: {reason}") from error
 
 # -----------------------------------------------------------------------------
@@ -233,9 +233,10 @@ SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))(?= ["'(\[]?[A-Z])
 def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     """Make the token files of a corpus, unless they are there; returns their folder.
 
-    validation: a Corpus (of WikiText its validation split counts); None: the corpus's own, or else every
-    twentieth document (with fewer than twenty, the last twentieth of the paragraphs). tokenizer: a Tokenizer,
-    or a kind to train with vocab_size ids. ValueError for one without a mask, and for too little or bad text.
+    validation: a Corpus; None: `corpus` itself. If this one brings a validation split, as WikiText, the split
+    is taken. Else None holds out every twentieth document (with fewer than twenty, the last twentieth of the
+    paragraphs). tokenizer: a Tokenizer, or a kind to train with vocab_size ids. ValueError for a tokenizer
+    without a mask, and for too little or bad text.
     """
     validation = (validation or corpus).validation or validation
     trained_here = isinstance(tokenizer, str)
@@ -444,36 +445,39 @@ def sentence_windows(bounds, W):
 class Rows:
     """The rows of `length` tokens that a split is cut into, numbered in training order, epoch after epoch.
 
-    Every row is full: it holds a window of W tokens of the stream. The order is keyed by (seed, epoch).
+    Every row is full: it holds a window, W successive tokens of the N of the stream. The order is keyed by
+    (seed, epoch).
 
-    task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but sentences are cut: documents run on, with
-        a [SEP] between them. Windows lie end to end, and at the stream's end go on from its start: window w
-        holds the tokens (w W + j) mod N. So N tokens of training see every token once, and no two epochs cut
-        the text in the same places.
-    task "nsp": [CLS] A [SEP] B [SEP], the window cut at a sentence; label 1: B is another document's
-    task "sop": the same; label 1: the sentences of A and those of B have changed places; -100: the window has
-        no two whole sentences of one document
-        With a task windows begin at a sentence and end anywhere. The next one begins with the sentence that
-        was cut, so that an epoch sees that part twice (a quarter of the text in rows of 64 tokens, a sixth in
-        rows of 128) and all of it at least once. Only a sentence of more than W tokens is cut into windows.
-    static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's
+    task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but a window may begin and end inside a
+        sentence. Documents run on, with a [SEP] between them. Windows lie end to end, and from the stream's
+        end go on at its start: window w holds the tokens (w W + j) mod N. So N tokens of training see every
+        token once, and no two epochs cut the text in the same places.
+    task "nsp": [CLS] A [SEP] B [SEP], a window cut where a sentence begins. Label 1: B is from another
+        document; 0: it follows A.
+    task "sop": the same rows. Label 1: the sentences of A and those of B have changed places; 0: they are in
+        order; -100: the window has no two whole sentences of one document.
+    With a task a window begins where a sentence does and ends anywhere; the next one begins with the sentence
+        that was cut. So an epoch sees all of the text, and the cut parts twice (a quarter of the text in rows
+        of 64 tokens, a sixth in rows of 128). Only a sentence of more than W tokens is cut into windows.
+    static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's.
     """
 
     def __init__(self, tokens, tokenizer, length, task=None, seed=0, static=False):
         self.tokens, self.tokenizer, self.length, self.task, self.seed = tokens, tokenizer, length, task, seed
-        self.width = length - (3 if task else 2)
-        if self.width < 2:
-            raise ValueError(f"rows of {length} tokens leave no room for text")
-        if len(tokens.tokens) < self.width:
-            raise ValueError(f"{len(tokens.tokens)} tokens of text do not fill one row of {length}")
         self.static, self.plans = static, {}
-        N, W = len(tokens.tokens), self.width
+        N, W = len(tokens.tokens), length - (3 if task else 2)
+        self.width = W
+        if W < 2:
+            raise ValueError(f"rows of {length} tokens leave no room for text")
+        if N < W:
+            raise ValueError(f"{N} tokens of text do not fill one row of {length}")
         if task:
             # where sentences begin, and the end of the last one
             self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N)
             self.starts = sentence_windows(self.bounds, W)
-        # of an epoch, in tokens; of whole windows, if they are to recur
-        self.epoch_length = len(self.starts) * W if task else -(-N // W) * W if static else N
+            self.epoch_length = len(self.starts) * W  # in tokens
+        else:  # N, so that no token is seen twice; but only whole windows can be the same in every epoch
+            self.epoch_length = -(-N // W) * W if static else N
 
     @functools.cached_property
     def unigram_probs(self):
@@ -522,7 +526,9 @@ class Rows:
         draw = rng.random(n)
         bounds = self.bounds
         sentences = self.tokens.sentences  # without the first ones of documents
-        if self.task == "sop":  # cut where the sentences on both sides are whole
+        # A window is cut where a sentence begins: at one of sentences[low:high], or in its middle if there is
+        # none. For SOP the sentences on both sides of the cut have to be whole.
+        if self.task == "sop":
             place = np.searchsorted(bounds, sentences)
             low = np.searchsorted(bounds[place - 1], first)
             high = np.searchsorted(bounds[place + 1], first + W, side="right")

@@ -132,4 +132,4 @@ def parquet_rows(file, columns):
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{file}, row {number}", row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file}: {(str(error) or type(error).__name__).splitlines()[0]}") from error

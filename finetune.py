@@ -16,7 +16,6 @@ import importlib
 import json
 import math
 import os
-import signal
 import sys
 import time
 
@@ -35,7 +34,7 @@ import tokenizer as tokenizers
 
 # What is trained, and the factor of its rate: few or fresh parameters want larger steps.
 MODES = {"full": 1, "lora": 10, "head": 20, "last_block": 2}
-LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
+LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_pooler", "rslora", "dora")
 
 
 def parser():
@@ -55,7 +54,7 @@ def parser():
     add("--train_file", help=", ".join(files.TABLES))
     add("--val_file", help="default: a tenth of the training rows is held out")
     add("--test_file", help="evaluated with the weights that are best on --val_file")
-    add("--kind", choices=tasks.OWN, help="of the files; default: by their labels, but never multilabel")
+    add("--kind", choices=tasks.KINDS, help="of the files; default: by their labels, but never multilabel")
     runtime.add_text_flags(add)
     add = p.add_argument_group("what is trained").add_argument
     add("--train", default="full", choices=MODES)
@@ -100,7 +99,7 @@ def parse_arguments(argv):
         raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
     if args.train == "lora" and args.init_from == "scratch":
         raise ValueError("--train lora adapts a pretrained model; from scratch there is none")
-    if args.train != "lora" and (given := p.given(args, LORA)):
+    if args.train != "lora" and (given := p.given(args, LORA_FLAGS)):
         raise ValueError(f"{', '.join(given)} without --train lora")
     if args.dropout is None and args.train == "lora":
         args.dropout = 0.0  # few parameters hardly overfit, and learn more without: 1.2 points on SST-2
@@ -147,7 +146,7 @@ def open_task(args, host):
         train, val = tasks.hold_out(task_data.splits["train"], task_data.kind)
         task_data.splits |= {"train": train, "val": val}
     args.kind = task_data.kind
-    task = known if known and known.metric in tasks.METRICS[args.kind] else tasks.OWN[args.kind]
+    task = known if known and known.metric in tasks.METRICS[args.kind] else tasks.KINDS[args.kind]
     if not (args.max_steps or args.epochs or args.max_minutes):
         args.epochs = task.epochs
     n = len(task_data.classes)
@@ -311,20 +310,14 @@ def loss_sum(kind, logits, labels, weight):
     return F.cross_entropy(logits, labels.flatten(), weight, ignore_index=-100, reduction="sum")
 
 
-def run_length(args, per_epoch):
-    """In steps; None where the run is measured in minutes."""
-    if args.dry_run:
-        return 3
-    return max(1, round(args.epochs * per_epoch)) if args.epochs else args.max_steps
-
-
 def train(args, model, rows, seed, best, log, host):
     """One seed -> what it reached, a dict. The best weights of all seeds are on the disk."""
     optimizers = make_optimizers(model, args)
     parallel = host.wrap(model)
     weight = torch.tensor(args.class_weights, device=host.device) if args.class_weights else None
     per_epoch = -(-len(rows) // args.batch_size)
-    max_steps, eval_interval = run_length(args, per_epoch), args.eval_interval or per_epoch
+    max_steps = runtime.run_length(args, per_epoch)
+    eval_interval = args.eval_interval or per_epoch
     result = dict(seed=seed, score=None, since_best=0, curve=[])
 
     step, line_step, history = 0, 0, []  # history: the loss of each step since the last line
@@ -387,13 +380,12 @@ def train(args, model, rows, seed, best, log, host):
 
     train_seconds = time.time() - start - paused
     runtime.mean_of_steps(history, step, best.kept(), host)  # weights that are not finite are not saved
-    unseen = not result["curve"] or result["curve"][-1][0] != step
-    if step and unseen and not args.dry_run and not (signals and best.score is not None):
+    evaluated = result["curve"] and result["curve"][-1][0] == step
+    if step and not evaluated and not args.dry_run and not (signals and best.score is not None):
         # a budget ended between two evaluations, or a signal came before the first
         best.evaluate_and_keep(model, seed, step, result)
-    if signals:  # perhaps another process's
-        raise runtime.Stop(f"stopped at step {step:,}; {best.kept()}",
-                           128 + (host.signals or [signal.SIGTERM])[0])
+    if signals:
+        raise host.stopped(step, best.kept())
     if not step:
         raise ValueError(f"--max_minutes {args.max_minutes:g} is over before the first step")
     return result | dict(train_s=train_seconds, epochs=step / per_epoch,

@@ -38,7 +38,7 @@ def open_model(path):
     architecture = str(names[0]) if names and isinstance(names, list) else "nothing"
     head = next((head for head in HEADS if architecture.endswith(head)), "ForPreTraining")
     with redirect_stderr(io.StringIO()):  # what has fresh weights is an error here
-        model = getattr(runtime.model_file(path), head).from_pretrained(path)
+        model = getattr(runtime.model_module(path), head).from_pretrained(path)
     # masks need neither a pooler nor the head of the sentence task
     lacking = [name for name in model.fresh if head != "ForPreTraining" or name.startswith("mlm")]
     if lacking:
@@ -52,7 +52,7 @@ def open_encoder(path):
         model, tokenizer = open_adapter(path)
         return lora.merge(model).encoder, tokenizer
     with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
-        encoder = runtime.model_file(path).Encoder.from_pretrained(path)
+        encoder = runtime.model_module(path).Encoder.from_pretrained(path)
     tokenizer = open_tokenizer(path, encoder.config)
     file = os.path.join(tokenizers.local_directory(path), "sentence_bert_config.json")
     # sentence-transformers' files have a length of their own
@@ -112,7 +112,7 @@ def open_adapter(path):
     if os.path.exists(os.path.join(path, "config.json")):  # ours; PEFT writes none
         config = runtime.read_config(path)
         options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
-    head = getattr(runtime.model_file(base), heads[adapter["task_type"]])
+    head = getattr(runtime.model_module(base), heads[adapter["task_type"]])
     with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
         model = head.from_pretrained(base, **options)
     lora.load(model, path)
@@ -125,14 +125,9 @@ def open_adapter(path):
 
 def head_size(path):
     """The number of classes of an adapter's classifier."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    file = os.path.join(path, "adapter_model.safetensors")
-    try:
-        sizes = [tensor.shape[:1].numel() for key, tensor in load_file(file).items()  # 1 for a number
-                 if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    weights = lora.read_weights(os.path.join(path, "adapter_model.safetensors"))
+    sizes = [tensor.shape[:1].numel() for key, tensor in weights.items()  # 1 where it has no dimensions
+             if key.endswith((".classifier.weight", ".classifier.out_proj.weight"))]
     if not sizes:
         raise ValueError(f"{path} has no classifier")
     return sizes[0]

@@ -52,7 +52,7 @@ class LoRALinear(nn.Linear):
         """(..., in) -> (..., out)"""
         device = x.device.type
         if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))  # once; the two products would keep a copy each
+            x = x.to(torch.get_autocast_dtype(device))  # else both products cast it and keep a copy
             z = self.dropout(x)
         else:  # the adapter computes in float32, beside a weight of 16 bits too
             z = self.dropout(x).to(self.lora_A.dtype)
@@ -108,12 +108,13 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
         raise ValueError("LoRA: no targets, so there is nothing to adapt")
     targets = [targets] if isinstance(targets, str) else targets
     modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else modules_to_save
-    told = modules_to_save is not None
-    if not told:
+    by_default = modules_to_save is None
+    if by_default:
         modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
     heads = [model.get_submodule(name) for name in modules_to_save]
     inside_heads = {id(module) for head in heads for module in head.modules()}
-    if hasattr(model, "mlm") and id(model.encoder.embeddings.word) in inside_heads:
+    tied = hasattr(model, "hf_keys") and hasattr(model, "mlm")  # one of our models for masks
+    if tied and id(model.encoder.embeddings.word) in inside_heads:
         raise ValueError("LoRA: PEFT would train the word embeddings apart from the output matrix, and here "
                          "both are one: leave them out of modules_to_save")
     linears = {name: module for name, module in model.named_modules()
@@ -134,7 +135,7 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
                              "an adapter there would do nothing")
-    if output and not told and output not in adapted:
+    if output and by_default and output not in adapted:
         warnings.warn(f"LoRA: {output}, the last linear layer, stays as it is; a new head is to be named in "
                       "modules_to_save", stacklevel=2)
     model.requires_grad_(False)
@@ -168,7 +169,8 @@ def replace(model, new):
 # Files, as PEFT has them
 
 # Fields of adapter_config.json: those that are read or change nothing here, and those that must have one of a
-# few values for this file to compute what PEFT computes. All others ask for something else, if not empty.
+# few values for this file to compute what PEFT computes. Any other field has to be empty: set, it asks for
+# something that this file does not compute.
 KNOWN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "base_model_name_or_path", "task_type",
          "inference_mode", "revision", "auto_mapping", "peft_version", "megatron_core", "qalora_group_size",
          "runtime_config",
@@ -266,12 +268,10 @@ def read_config(path):
     return config
 
 
-def load(model, path):
-    """Give a model without adapters those of a directory, ours or PEFT's, and the modules saved with them;
-    returns the model, frozen as inject leaves it. ValueError where the adapter is another model's."""
+def read_weights(file):
+    """{key: tensor} of an adapter_model.safetensors. ValueError if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    config, file = read_config(path), os.path.join(path, "adapter_model.safetensors")
     try:
         weights = load_file(file)
     except SafetensorError as error:
@@ -279,6 +279,14 @@ def load(model, path):
     for key, tensor in weights.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise ValueError(f"{file}: {key} is {tensor.dtype}, or has a number that is not finite")
+    return weights
+
+
+def load(model, path):
+    """Give a model without adapters those of a directory, ours or PEFT's, and the modules saved with them;
+    returns the model, frozen as inject leaves it. ValueError where the adapter is another model's."""
+    config, file = read_config(path), os.path.join(path, "adapter_model.safetensors")
+    weights = read_weights(file)
     names = {f"base_model.model.{theirs}": name for name, theirs in their_names(model).items()}
     state, r, dora = model.state_dict(), config["r"], bool(config.get("use_dora"))
     targets, shapes = [], {}  # shapes: those that the model expects

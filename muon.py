@@ -1,8 +1,8 @@
 """
 Muon in one file: momentum, with every update of a matrix made orthogonal.
 
-    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and len(m.weight) > 2]
-    optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3)]  # others: all but these
+    matrices, others = split_parameters(model)
+    optimizers = [Muon(matrices, lr=4e-3), torch.optim.AdamW(others, lr=4e-3)]
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
 rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. It computes what
@@ -42,6 +42,14 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
 
+def split_parameters(model):
+    """-> matrices, others: the weights of linear layers, for Muon, and all other parameters, for AdamW. What
+    has one or two outputs is a head, which is among the others."""
+    matrices = [module.weight for module in model.modules()
+                if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2]
+    return matrices, [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+
+
 def newton_schulz(x, steps=5):
     """(n, out, in) -> about U Vᵀ of each matrix's U S Vᵀ: an odd polynomial, applied `steps` times, brings
     the singular values to between 0.7 and 1.2."""
@@ -49,7 +57,8 @@ def newton_schulz(x, steps=5):
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT  # the products are cheaper
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1]:  # not exact enough, or not fewer products
+    # The other way, below, needs float32, and saves products only where x is at least twice as wide as high.
+    if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1]:
         for _ in range(steps):
             gram = x @ x.mT
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G

@@ -75,8 +75,8 @@ def points(log, x, y):
 
 
 def name_runs(runs, configs):
-    """A text for each run: those flags that differ and were typed for one of them; what only follows from
-    another flag was not. Where all is the same, the folder."""
+    """A name for each run: the flags in which the runs differ, of those that were typed for any of them; the
+    others differ only in consequence. Runs that would be called the same get their folder's name, too."""
     typed = {re.sub("^--(no-)?|=.*", "", word) for config in configs
              for word in shlex.split(config.get("command", "")) if word.startswith("--")}
     columns = [[shown(flag, config.get(flag)) for config in configs]

@@ -100,10 +100,8 @@ def check_flags(args):
     names = [name for name, goes in WITH.items() if not set(goes) & set(args.does)]
     if args.evaluate in (None, *tasks.TASKS) and not (args.file or "").endswith(files.TABLES):
         names += ["text_columns", "label_column", "header"]  # no table is read
-    idle = parser().given(args, names)
-    if idle:
+    if idle := parser().given(args, names):
         raise ValueError(f"{', '.join(idle)}: no effect here; see --help")
-
 
 # -----------------------------------------------------------------------------
 # Texts in, lines out
@@ -293,18 +291,18 @@ def evaluate(args, model, tokenizer, kind, host):
         args.task, examples = name, tasks.read_task(name)["val"]
     else:
         examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, kind=kind)
-    labels = tasks.TASKS[args.task].labels if args.task else ()
-    if len(labels) == len(classes) and all(label.startswith("LABEL_") for label in classes):
-        classes = list(labels)  # a checkpoint that does not name its classes
-    lower, lower_labels = ([name.lower() for name in names] for names in (classes, labels))
-    is_task = kind == "classification" and sorted(lower) == sorted(lower_labels)
-    if labels and not is_task and name not in tasks.TASKS:
-        raise ValueError(f"--task {args.task}: its classes are {', '.join(labels)}; those of "
+    task_classes = list(tasks.TASKS[args.task].labels) if args.task else []
+    if len(task_classes) == len(classes) and all(label.startswith("LABEL_") for label in classes):
+        classes = task_classes  # a checkpoint that does not name its classes
+    lower, task_lower = ([label.lower() for label in labels] for labels in (classes, task_classes))
+    same_classes = kind == "classification" and sorted(lower) == sorted(task_lower)
+    if task_classes and not same_classes and name not in tasks.TASKS:
+        raise ValueError(f"--task {args.task}: its classes are {', '.join(task_classes)}; those of "
                          f"{args.checkpoint} are {', '.join(classes) or 'none'}")
-    known = list(labels) if is_task else classes
+    known = task_classes if same_classes else classes
     examples = tasks.prepare({"test": examples}, kind, known or None).splits["test"]
-    if is_task:  # numbers in the file are the task's; the checkpoint may have its classes in another order
-        examples.labels = [lower.index(lower_labels[i]) for i in examples.labels]
+    if same_classes:  # ids in the file are the task's; the checkpoint may have the classes in another order
+        examples.labels = [lower.index(task_lower[i]) for i in examples.labels]
     if args.held_out:
         examples = tasks.hold_out(examples, kind)[1]
     rows, outputs = outputs_of(args, examples, kind, tokenizer, model, host)

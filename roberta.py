@@ -250,7 +250,7 @@ class ForPreTraining(Pretrained):
         the accuracies. The loss is a mean over the targets.
 
         candidates (C,), corrections (C,): a sample of the vocabulary to train with, and what is added to
-        their logits (data.sampled_softmax). Then C stands for V: labels are places in candidates.
+        their logits (data.sampled_softmax). Then logits are (B, K, C), and labels are places in candidates.
         """
         if sentence_labels is not None:
             raise ValueError("RoBERTa has no sentence task: sentence_labels must be None")
@@ -286,7 +286,7 @@ class ForSequenceClassification(Pretrained):
         self.init_weights()
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
-        """labels (B,) -> logits (B, L), loss or None."""
+        """labels (B,), for multi_label_classification (B, L) -> logits (B, L), loss or None."""
         first = torch.zeros_like(input_ids[:, :1])  # the only position that is read
         x = self.encoder(input_ids, token_type_ids, attention_mask, first)  # (B, 1, H)
         logits = self.classifier(x[:, 0])
@@ -323,7 +323,7 @@ def loss_and_accuracy(logits, labels):
 
 
 def classification_loss(logits, labels, config):
-    """logits (B, L) -> the loss; without a problem_type squared error for one label, else cross-entropy."""
+    """-> the loss that config.problem_type names; None: squared error where L is 1, else cross-entropy."""
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return F.mse_loss(logits.float(), labels.float().view_as(logits))
     if config.problem_type == "multi_label_classification":
@@ -335,7 +335,7 @@ def classification_loss(logits, labels, config):
 
 FAMILY, RENAMED = "Roberta", {"Encoder": "Model", "ForPreTraining": "ForMaskedLM"}  # names of their classes
 BASE = "roberta."  # in a file with a head the encoder's keys begin with this, our names with "encoder."
-KEYS = {  # our module: theirs, {} for a number; below a module both sides say weight and bias
+KEYS = {  # our module: theirs; {} stands for a number; the parameters have the same names on both sides
     "embeddings.word": "embeddings.word_embeddings",
     "embeddings.position": "embeddings.position_embeddings",
     "embeddings.token_type": "embeddings.token_type_embeddings",
@@ -356,7 +356,7 @@ KEYS = {  # our module: theirs, {} for a number; below a module both sides say w
     "classifier.dense": "classifier.dense",
     "classifier.out": "classifier.out_proj",
 }
-HF_DEFAULTS = {"layer_norm_eps": 1e-12}  # transformers' for config.json that differ from those above
+HF_DEFAULTS = {"layer_norm_eps": 1e-12}  # transformers' defaults that differ from Config's
 # A file may lack a head or have another, and may hold tied parameters twice.
 HEADS = (BASE + "pooler.", "lm_head.", "classifier.", "qa_outputs.")
 TIED = {KEYS["mlm"] + ".decoder.weight": BASE + "embeddings.word_embeddings.weight",
@@ -447,7 +447,7 @@ def local_directory(path_or_name):
         return snapshot_download(str(path_or_name), allow_patterns=patterns)
     except (ImportError, OSError, ValueError, RuntimeError) as error:  # no network, no such name, no access
         raise FileNotFoundError(f"{path_or_name}: no such directory here, and the hub did not give it: "
-                                f"{str(error).splitlines()[0]}") from error
+                                f"{(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def read_config(path, overrides):
@@ -476,7 +476,7 @@ def check_config(config):
         if field.type is int and (type(value) is not int or not least <= value <= limit):
             raise ValueError(f"config: {field.name} = {value!r} is no whole number from {least} to {limit:,}")
         kinds = (int, float) if field.type is float else field.type
-        if value is not field.default and not isinstance(value, kinds):
+        if value is not field.default and not isinstance(value, kinds):  # a default may be None
             raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
         if field.type is float and value is not None and not 0 <= value <= 1:
             raise ValueError(f"config: {field.name} = {value!r} is not between 0 and 1")

@@ -154,8 +154,8 @@ def holds_run(out_dir):
 
 
 def check_sources(out_dir, **flags):
-    """flags: the paths that each of them has. ValueError for data that a run would overwrite, and for a
-    folder of data that holds its log."""
+    """flags: the paths of each flag that names data. ValueError for a file that the run would overwrite, and
+    for a folder that its log would be in."""
     out_dir = Path(out_dir).resolve()
     for flag, names in flags.items():
         for path in (Path(name).resolve() for name in names or ()):

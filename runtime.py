@@ -134,7 +134,8 @@ def add_text_flags(add):
 
 
 def row_length(given, config, known=None):
-    """--max_length, checked; or `known` if the model of that config has so many positions, or up to 256."""
+    """--max_length, checked. Default: `known`, the length of the checkpoint's own rows; or 256, or all of the
+    model's positions if they are fewer, where it is unknown or more than these."""
     longest = config.longest_row
     if given and given > longest:
         raise ValueError(f"--max_length {given}: the model has positions for {longest} tokens")
@@ -176,7 +177,7 @@ def read_config(path_or_name):
     return config
 
 
-def model_file(path_or_name):
+def model_module(path_or_name):
     """The module that reads a checkpoint: bert, roberta or albert."""
     return importlib.import_module(read_config(path_or_name)["model_type"])
 
@@ -205,7 +206,7 @@ def build_model(module, head, args, tokenizer, **options):
 
 
 def set_dropout(model, p):
-    """For this run, unless p is None: the checkpoint keeps its own, for what is trained from it later."""
+    """In the modules, for this run, unless p is None. The config, and so the checkpoint, keeps its own."""
     for module in model.modules() if p is not None else ():
         if isinstance(module, torch.nn.Dropout):
             module.p = p
@@ -321,6 +322,10 @@ class Host:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, note)
 
+    def stopped(self, step, advice):
+        """-> the Stop of a run that a signal ended, perhaps another process's."""
+        return Stop(f"stopped at step {step:,}; {advice}", 128 + (self.signals or [signal.SIGTERM])[0])
+
     def describe(self):
         return (f"{self.device}, {self.args.dtype}, {torch.get_num_threads()} threads"
                 + ", compiled" * self.args.compile + f", {self.world} processes" * (self.world > 1))
@@ -369,7 +374,7 @@ def one_line_errors(script):
 
 
 def first_line(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 # -----------------------------------------------------------------------------
 # Precision and speed
@@ -437,6 +442,7 @@ def autocast(device, dtype, length):
         finally:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
+
 def machine(device):
     """Its name: of the GPU, or of the CPU with the number of cores."""
     if device.type == "cuda":
@@ -448,7 +454,7 @@ def machine(device):
     return f"{cpu}, {cores()} cores"
 
 
-# dense bfloat16 peak in TFLOP/s, from the data sheets
+# dense bfloat16 peak in TFLOP/s, from the data sheets; the first name that is in the GPU's counts
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
                "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71}
 
@@ -488,6 +494,13 @@ def learning_rate(peak, progress, args):
     return peak * min(1.0, (1 - progress) / args.decay)
 
 
+def run_length(args, steps_per_epoch, step=0):
+    """The last step of a run that begins at `step`; None where it is measured in minutes."""
+    if args.dry_run:
+        return step + 3
+    return max(1, round(args.epochs * steps_per_epoch)) if args.epochs else args.max_steps
+
+
 def share_done(step, elapsed, max_steps, args):
     """The share of the run that is over: of its steps, at the middle of this one, or of its minutes; at 1 it
     ends. elapsed: seconds of training."""
@@ -502,8 +515,9 @@ def set_learning_rates(optimizers, progress, args):
 
 
 def mean_of_steps(history, step, kept, host):
-    """history: for each of the last steps, up to `step`, a tensor of this process's share of its loss and the
-    like -> their means over the steps. Stop, with what is `kept`, where one is not finite."""
+    """history: a tensor for each of the last steps, up to `step`: this process's shares of its loss, gradient
+    norm and the like -> the means over these steps, a list. Stop, which says what is `kept`, if a number is
+    not finite."""
     if not history:
         return []
     values = host.sum(torch.stack(history))

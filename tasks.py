@@ -49,9 +49,9 @@ TASKS = {
     # which package a paragraph of documentation comes from: no network, nothing downloaded
     "pydoc": Task(text=("text",), epochs=4),
 }
-# of your own files, by kind
-OWN = {"classification": Task(), "regression": Task(metric="spearman", epochs=5),
-       "tokens": Task(metric="token_f1", epochs=5), "multilabel": Task(metric="micro_f1", epochs=5)}
+# the kinds of labels, and what applies to your own files of each
+KINDS = {"classification": Task(), "regression": Task(metric="spearman", epochs=5),
+         "tokens": Task(metric="token_f1", epochs=5), "multilabel": Task(metric="micro_f1", epochs=5)}
 
 
 @dataclass
@@ -254,7 +254,7 @@ def is_number(value):
 
 @dataclass
 class Data:
-    kind: str           # one of OWN
+    kind: str           # one of KINDS
     classes: list       # their names, by id; none for a regression
     splits: dict        # {"train", "val", "test"}: Examples, with labels as ids, numbers, or bool (classes,)
 

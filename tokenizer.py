@@ -90,8 +90,8 @@ class Tokenizer:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def save(self, path, max_length=None):
-        """Writes files(), {name: str or JSON content}, into a directory, which must exist. max_length: where
-        programs that read them cut a text, by default the tokenizer's; without one they need not cut."""
+        """Writes files(), {name: str or JSON content}, into a directory, which must exist. max_length: the
+        longest row, at which transformers truncates; None: the tokenizer's own, or no limit."""
         files, max_length = self.files(), max_length or self.max_length
         if max_length:
             files["tokenizer_config.json"]["model_max_length"] = max_length
@@ -292,11 +292,8 @@ class ChunkTokenizer(Tokenizer):
     def __init__(self, tokens, special_tokens, symbols=()):
         super().__init__(tokens, special_tokens, [*special_tokens.values(), *symbols])
         self.longest_token = max(map(len, tokens))
-        self.chunk_bytes = Cache(self.encode_chunk)
+        self.chunk_bytes = Cache(lambda chunk: np.array(self.chunk_ids(chunk), np.int32).tobytes())
         self.normalized = Cache(self.normalize_character)
-
-    def encode_chunk(self, chunk):
-        return np.array(self.chunk_ids(chunk), np.int32).tobytes()
 
     def _encode(self, text):
         chunks = self.chunk_pattern.findall(text)
@@ -881,7 +878,7 @@ def tokenizer_config(path):
 
 
 def read_config(path):
-    """-> tokenizer_config.json, and whether transformers reads tokenizer.json alone: then it is empty.
+    """-> tokenizer_config.json, and whether transformers takes all from tokenizer.json: then the first is {}.
     ValueError for the class of a tokenizer that is not one of KINDS."""
     config = tokenizer_config(path)
     name = config.get("tokenizer_class") or "BertTokenizer"
@@ -927,7 +924,7 @@ def local_directory(path_or_name):
         return snapshot_download(str(path_or_name), allow_patterns=["*.json", "*.txt", "*.model", "*.bpe"])
     except (ImportError, OSError, ValueError, RuntimeError) as error:  # no network, no such name, no access
         raise FileNotFoundError(f"{path_or_name}: no such directory here, and the hub did not give it: "
-                                f"{str(error).splitlines()[0]}") from error
+                                f"{(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def read_text(path, parse=str):

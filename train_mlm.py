@@ -15,7 +15,6 @@ import importlib
 import json
 import math
 import os
-import signal
 import sys
 import time
 import zipfile
@@ -32,7 +31,7 @@ import data
 import init
 import rundir
 import tokenizer as tokenizers
-from muon import Muon
+from muon import Muon, split_parameters
 
 # What a run is when no flag says otherwise. The CPU's is over in minutes on two cores.
 RECIPES = {
@@ -124,9 +123,9 @@ def parse_arguments(argv):
     if args.init_from == "resume":
         args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model or 'roberta'}")
     else:
-        if args.init_from != "scratch" and (args.preset or args.positions):
-            raise ValueError(f"--{'preset' if args.preset else 'positions'}: a checkpoint has its own size")
         scratch = args.init_from == "scratch"
+        if not scratch and (args.preset or args.positions):
+            raise ValueError(f"--{'preset' if args.preset else 'positions'}: a checkpoint has its own size")
         recipe = args.recipe or ("fast" if scratch else "paper")
         model = "roberta" if scratch else runtime.read_config(args.init_from)["model_type"]
         device_type = runtime.choose_device(args.device).partition(":")[0]
@@ -141,15 +140,15 @@ def parse_arguments(argv):
     module = importlib.import_module(args.model)
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
-    if args.init_from != "scratch":
-        if given := p.given(args, FRESH):
-            raise ValueError(f"{', '.join(given)}: a checkpoint has its weights")
-        vars(args).update(dict.fromkeys(FRESH, False))
-    if args.neighbours and not args.sinusoids:
-        raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both, or --no-neighbours")
     args.device = runtime.choose_device(args.device)
     if args.init_from == "scratch":
         args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
+    elif given := p.given(args, FRESH):
+        raise ValueError(f"{', '.join(given)}: a checkpoint has its weights")
+    else:
+        vars(args).update(dict.fromkeys(FRESH, False))
+    if args.neighbours and not args.sinusoids:
+        raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both, or --no-neighbours")
     args.out_dir = args.out_dir or f"out/{args.model}"
     args.command = state["args"]["command"] if state else runtime.command("train_mlm.py", argv)
     rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
@@ -230,12 +229,12 @@ def open_data(args, state, host):
     sizes = [len(splits[name].tokens) for name in ("train", "val")]
     host.say(f"{folder}: {sizes[0]:,} training tokens, {sizes[1]:,} for validation, of "
              f"{tokenizer.vocab_size:,} ids")
+    # the folder's name ends in a hash of all that its files depend on
     args.fingerprints = {"tokenizer": tokenizer.hash(), "data": folder.rpartition("-")[2]}
     before = state["args"]["fingerprints"] if state else args.fingerprints
-    if before["tokenizer"] != args.fingerprints["tokenizer"]:
-        raise ValueError(f"{args.out_dir} was trained with another tokenizer than the flags give now")
-    if before["data"] != args.fingerprints["data"]:
-        raise ValueError(f"{args.out_dir} was trained on other text than the flags give now")
+    for name, other in (("tokenizer", "with another tokenizer"), ("data", "on other text")):
+        if before[name] != args.fingerprints[name]:
+            raise ValueError(f"{args.out_dir} was trained {other} than the flags give now")
     return splits, tokenizer
 
 
@@ -250,14 +249,15 @@ def open_rows(args, splits, tokenizer, host):
     if len(rows) < args.batch_size:
         raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
                          f"of {args.batch_size}")
-    if task == "nsp" and rows.pairs(0)[2].mean() < 0.3:
+    labels = lambda part: part.pairs(0)[2]  # of the sentence task, in the first epoch
+    if task == "nsp" and labels(rows).mean() < 0.3:
         raise ValueError(f"{' '.join(args.data)} has too few documents to pair sentences of different ones, "
                          "as BERT's second task does; put blank lines between documents, or take RoBERTa")
-    if task == "nsp" and val_rows.pairs(0)[2].mean() < 0.3:
+    if task == "nsp" and labels(val_rows).mean() < 0.3:
         host.say("the validation text has too few documents to pair sentences of different ones: its nsp "
                  "accuracy says little")
     if task == "sop":
-        share = np.mean(rows.pairs(0)[2] != -100)
+        share = np.mean(labels(rows) != -100)
         if not share:
             raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document for "
                              "ALBERT's second task to put in order; raise --seq_length, or take RoBERTa")
@@ -321,16 +321,13 @@ def validation_batches(args, rows, host):
 def make_optimizers(model, args):
     """A list of optimizers: Muon for the matrices between embeddings and outputs, AdamW for the rest; or
     AdamW for all. Every group keeps the rate that it has here as the peak of its schedule."""
-    hidden = [] if args.optimizer == "adamw" else [  # but not the sentence head, 2 x H: it is an output
-        module.weight for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2]
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
-    groups = [dict(params=[p for p in rest if p.dim() >= 2], weight_decay=args.weight_decay),
-              dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0)]  # biases and LayerNorms
+    matrices, others = split_parameters(model) if args.optimizer == "muon" else ([], list(model.parameters()))
+    groups = [dict(params=[p for p in others if p.dim() >= 2], weight_decay=args.weight_decay),
+              dict(params=[p for p in others if p.dim() < 2], weight_decay=0.0)]  # biases and LayerNorms
     adamw = torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps, fused=True)
-    if not hidden:
+    if not matrices:
         return [adamw]
-    return [adamw, Muon(hidden, lr=args.lr, momentum=args.beta1, weight_decay=args.weight_decay,
+    return [adamw, Muon(matrices, lr=args.lr, momentum=args.beta1, weight_decay=args.weight_decay,
                         dtype=getattr(torch, args.dtype))]
 
 
@@ -349,15 +346,6 @@ def restore(optimizers, state, host):
         raise ValueError("the processes have read different checkpoints")
     # of the history every process takes its share, as the sum over them was saved
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
-
-
-def run_length(args, rows, step):
-    """In steps; None where the run is measured in minutes."""
-    if args.dry_run:
-        return step + 3
-    if args.epochs:
-        return max(1, round(args.epochs * rows.epoch_length / rows.width / args.batch_size))
-    return args.max_steps
 
 
 def wrap(model, batches, args, host):
@@ -408,9 +396,9 @@ def count_targets(batch):
 
 
 def sums_of(parts, targets, pairs):
-    """A model's means, times `targets` or `pairs`: with the number of these a mean becomes a sum, which adds
-    up over batches and processes; with their share of the step's, a part of the step's mean.
-    -> a tensor of four: MLM loss, masked accuracy, sentence loss, sentence accuracy."""
+    """The mean losses and accuracies of a batch, each times a weight -> a tensor of four: MLM loss, masked
+    accuracy, sentence loss, sentence accuracy. Weighted by how many targets and pairs the batch has, they are
+    sums; by which share it has of those of the step, they add up to the means of the step."""
     names = ("mlm_loss", "mlm_accuracy", "sentence_loss", "sentence_accuracy")
     means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
     # a mean over none is NaN; times 0, and not left out, as DDP waits for a gradient of every parameter
@@ -573,7 +561,7 @@ def train(args, state, host):
     val_batches, unigram = validation_batches(args, val_rows, host)
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
-    max_steps = run_length(args, rows, step)
+    max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
     to_compile = [read_batches(rows, i, elapsed, max_steps, args, host)[0] for i in (step, step + 1)]
     parallel = wrap(model, to_compile, args, host)
     log = open_log(args, state, host)
@@ -637,12 +625,11 @@ def train(args, state, host):
 
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
     elapsed = time.time() - start
-    if step or not signals:
+    if step or not signals:  # a signal before the first step leaves nothing to save
         save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
-    if signals:  # perhaps another process's
-        advice = "nothing was saved" if args.dry_run or not step else (
-            f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}")
-        raise runtime.Stop(f"stopped at step {step:,}; {advice}", 128 + (host.signals or [signal.SIGTERM])[0])
+    if signals:
+        raise host.stopped(step, "nothing was saved" if args.dry_run or not step else (
+            f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}"))
     report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])
     if host.rank == 0:
         show_fills(args, model, val_rows, tokenizer, host)

@@ -143,6 +143,15 @@ def test_a_hub_name_is_fetched_and_read(checkpoint, monkeypatch):
     same(bert.ForPreTraining.from_pretrained("someone/bert-tiny"), model)
     assert asked[0][0] == "someone/bert-tiny" and not any(p.endswith(".py") or p == "*" for p in asked[0][1])
 
+
+@pytest.mark.parametrize("read", [bert.ForPreTraining.from_pretrained, tokenizers.load])
+def test_the_hub_fails_without_a_word(read, monkeypatch):
+    def fails(*args, **options):
+        raise TimeoutError
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(FileNotFoundError, match="the hub did not give it: TimeoutError"):
+        read("someone/bert-tiny")
+
 # -----------------------------------------------------------------------------
 # files on their own
 

@@ -221,9 +221,9 @@ def test_what_is_frozen_stays(mode, finetuning, base, tmp_path):
 
 def test_from_scratch_is_the_control(files, tmp_path):
     finetune.main(["--init_from", "scratch", "--model", "bert", "--preset", "bert-tiny", "--layers", "1",
-                   "--dropout", "0", "--lr", "2e-3", "--train_file", files["train_single"], "--val_file", files["val_single"],
-                   "--out_dir", str(tmp_path), "--epochs", "3", "--batch_size", "16",
-                   "--vocab_size", "300", *FAST])
+                   "--dropout", "0", "--lr", "2e-3", "--train_file", files["train_single"],
+                   "--val_file", files["val_single"], "--out_dir", str(tmp_path), "--epochs", "3",
+                   "--batch_size", "16", "--vocab_size", "300", *FAST])
     assert final(tmp_path)["mean"] > 0.9
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert model.config.num_hidden_layers == 1
@@ -481,7 +481,7 @@ def test_bad_input(finetuning, files, base, tmp_path, refused):
         ([*argv, "--epochs", "1", "--max_steps", "2"], "--max_steps: not allowed with argument --epochs"),
         ([*argv, "--lr", "-1"], "argument --lr: -1 is not positive"),
         ([*argv, "--dora"], "--dora without --train lora"),
-        ([*argv, "--preset", "bert-tiny", "--layers", "1"], "--preset, --layers: only --init_from scratch takes them"),
+        ([*argv, "--preset", "bert-tiny", "--layers", "1"], "--preset, --layers: only --init_from scratch"),
         ([*argv, "--init_from", "scratch", "--train", "lora"], "--train lora adapts a pretrained model"),
         ([*argv, "--class_weights", "1", "0"], "balanced, or 2 positive numbers, for bad, good"),
         ([*argv, "--warmup", "1"], "argument --warmup: 1 is not between 0 and 1"),

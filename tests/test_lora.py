@@ -335,6 +335,12 @@ def test_word_embeddings_that_are_tied_are_not_trained_whole(family, tmp_path):
         lora.load(ours, tmp_path / "adapter")
 
 
+def test_a_foreign_model_may_have_a_module_of_any_name():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.mlm, model.classifier = nn.Linear(4, 4), nn.Linear(4, 2)
+    assert isinstance(lora.inject(model, targets=["0"])[0], lora.LoRALinear)
+
+
 def test_a_layer_in_two_places(tmp_path):
     """One adapter, applied in both; merged, it is in both."""
     torch.manual_seed(0)

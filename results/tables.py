@@ -191,9 +191,9 @@ def lora_table():
     return table(["task", "full", "LoRA", "difference", "trained parameters", "seeds"], rows)
 
 
-def speed():
+def speed(*names):
     """Pretraining steps beside transformers'."""
-    results = read("bench_pretraining.json")["results"] + read("bench_albert.json")["results"]
+    results = [result for name in names for result in read(name)["results"]]
     rows = []
     for case in dict.fromkeys(result["case"] for result in results):
         side = {result["side"]: result for result in results if result["case"] == case}
@@ -202,8 +202,27 @@ def speed():
                        for name in ("default", "best")),
                      "{:,.0f} ms, {:.2f}×".format(plain := side["ours"]["tried_ms"]["float32 eager"],
                                                   plain / side["ours"]["ms"])])
-    return table(["case", "flatbert", "of the machine's matrix rate", "`transformers`, as it comes",
-                  "`transformers`, its best", "float32, attention by hand"], rows)
+        if "fast_ms" in side["ours"]:
+            rows[-1].append("{fast_ms:,.0f} ms, {times_fast:.2f}×".format(**side["default"]))
+    columns = ["case", "flatbert", "of the machine's matrix rate", "`transformers`, as it comes",
+               "`transformers`, its best", "float32, attention by hand", "flatbert's fast recipe"]
+    return table(columns[:len(rows[0])], rows)
+
+
+def costs():
+    """A step with one thing changed at a time."""
+    report = read("bench_costs.json")
+    return table(["changed", "rows", "tokens in a row", "layers", "masked", "a step", "tokens a second"],
+                 [[result["changed"], result["rows"], result["length"], result["layers"], result["masked"],
+                   f"{result['ms']:.0f} ms", f"{result['tokens_per_s']:,.0f}"]
+                  for result in report["results"]])
+
+
+def processes():
+    report = read("bench_processes.json")
+    return table(["processes", "tokens a second", "ratio", "validation loss"],
+                 [[result["processes"], f"{result['tokens_per_s']:,.0f}", f"{result['ratio']:.2f}",
+                   f"{result['val_loss']:.4f}"] for result in report["results"]])
 
 
 def finetuning_speed():

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -244,7 +244,8 @@ class ForPreTraining(Pretrained):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        # in transformers the sentence head has as many outputs as the config has labels
+        self.config = config = replace(config, num_labels=2, id2label=None)
         self.encoder = Encoder(config)
         self.mlm = MLMHead(config)
         self.sop = nn.Linear(config.hidden_size, 2)

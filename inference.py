@@ -55,8 +55,10 @@ def open_encoder(path):
         encoder = runtime.model_module(path).Encoder.from_pretrained(path)
     tokenizer = open_tokenizer(path, encoder.config)
     file = os.path.join(tokenizers.local_directory(path), "sentence_bert_config.json")
-    # sentence-transformers' files have a length of their own
-    tokenizer.max_length = tokenizers.read_json(file, {}).get("max_seq_length") or tokenizer.max_length
+    settings = tokenizers.read_json(file, {})  # of sentence-transformers, which has a length of its own
+    tokenizer.max_length = settings.get("max_seq_length") or tokenizer.max_length
+    if settings.get("do_lower_case") and not getattr(tokenizer, "lowercase", False):
+        raise ValueError(f"{file}: do_lower_case before a cased tokenizer is not computed here")
     return encoder, tokenizer
 
 
@@ -79,11 +81,15 @@ def sentence_settings(path):
     that goes before every text. ValueError for what is not computed here."""
     folder = tokenizers.local_directory(path)
     read = lambda name, default: tokenizers.read_json(os.path.join(folder, name), default)
-    modules = [str(isinstance(module, dict) and module.get("type")).rpartition(".")[2]
-               for module in read("modules.json", [])]
+    modules = {str(isinstance(module, dict) and module.get("type")).rpartition(".")[2]: module
+               for module in read("modules.json", [])}
     if other := set(modules) - {"Transformer", "Pooling", "Normalize"}:
         raise ValueError(f"{path}/modules.json: {min(other)} after the encoder; that is not computed here")
+    if "Pooling" in modules and modules["Pooling"].get("path") != "1_Pooling":
+        raise ValueError(f"{path}/modules.json: only pooling in a folder called 1_Pooling is read here")
     config = read("config_sentence_transformers.json", {})
+    if config.get("truncate_dim"):
+        raise ValueError(f"{path}/config_sentence_transformers.json: truncate_dim is not computed here")
     prompts = config.get("prompts")
     prompt = isinstance(prompts, dict) and prompts.get(config.get("default_prompt_name")) or ""
     if prompt and not read(os.path.join("1_Pooling", "config.json"), {}).get("include_prompt", True):
@@ -104,6 +110,9 @@ def open_adapter(path):
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{path}/adapter_config.json names no base model")
+    if adapter.get("revision") not in (None, "main") and not os.path.isdir(base):
+        raise ValueError(f"{path}/adapter_config.json: revision is {adapter['revision']!r}, and here the "
+                         f"newest {base} would be read; download that revision and name its directory")
     heads = {lora.TASK_TYPES[head]: head for head in HEADS}
     if adapter.get("task_type") not in heads:
         raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "

@@ -219,13 +219,12 @@ class MLMHead(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act = ACTIVATIONS[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x, word_embeddings, candidates=None, corrections=None):
         """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings (tied)."""
-        x, bias = self.norm(self.act(self.dense(x))), self.bias
+        x, bias = self.norm(F.gelu(self.dense(x))), self.bias  # transformers' head, too, knows no hidden_act
         if candidates is not None:  # -> (B, K, C)
             word_embeddings, bias = F.embedding(candidates, word_embeddings), bias[candidates] + corrections
         return F.linear(x, word_embeddings, bias)

@@ -40,8 +40,10 @@ class Tokenizer:
     sep_id and mask_id are None where the vocabulary has no such token. starts_word[id] tells whether a token
     begins a word, for whole-word masking. settings is what the ids depend on, besides the tokens. max_length
     is model_max_length of its files, the longest row, special tokens included; None where they do not say.
+    mask_lstrip: whether RoBERTa's mask includes the spaces before it, as the published one does.
     """
     max_length = None
+    mask_lstrip = True
 
     def __init__(self, tokens, special_tokens, required):
         """special_tokens: {"pad": "<pad>", ...}, of which those not in tokens are ignored. ValueError if a
@@ -79,13 +81,13 @@ class Tokenizer:
         for i, part in enumerate(parts):
             if i % 2:
                 ids.append(self.ids[part])
-            else:  # RoBERTa's mask includes the spaces before it; other kinds ignore spaces anyway
-                before_mask = parts[i + 1:i + 2] == [self.special_tokens.get("mask")]
+            else:  # kinds that are not RoBERTa's ignore spaces anyway
+                before_mask = self.mask_lstrip and parts[i + 1:i + 2] == [self.special_tokens.get("mask")]
                 ids += self._encode(part.rstrip(SPACES) if before_mask else part).tolist()
         return np.array(ids, np.int32)
 
     def hash(self):
-        """16 hex digits; tokenizers with the same ones give the same ids."""
+        """16 hex digits; tokenizers with the same ones give the same ids, of texts without a mask."""
         content = json.dumps([type(self).__name__, self.tokens, self.settings])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -174,7 +176,7 @@ class ByteLevelBPE(Tokenizer):
         merges = "".join(f"{spell(left)} {spell(right)}\n" for left, right in self.merges)
         config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self.prefix_space}
         if self.mask_id is not None:
-            mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "rstrip": False,
+            mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": self.mask_lstrip, "rstrip": False,
                     "normalized": False, "single_word": False, "special": True}
             config |= {"tokenizer_class": "RobertaTokenizer", "mask_token": mask}
         return {"vocab.json": self.ids, "merges.txt": "#version: 0.2\n" + merges,
@@ -182,13 +184,13 @@ class ByteLevelBPE(Tokenizer):
 
     @classmethod
     def from_directory(cls, path):
-        """Reads vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2), or else tokenizer.json; of
+        """Reads tokenizer.json, or else vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2); of
         tokenizer_config.json whether a space goes before, as transformers does."""
         config, alone = read_config(path)
         vocabulary_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
         if not os.path.exists(merges_file):
             vocabulary_file, merges_file = os.path.join(path, "encoder.json"), os.path.join(path, "vocab.bpe")
-        if os.path.exists(merges_file) and not alone:
+        if not has_tokenizer_json(path):
             vocabulary, lines = read_json(vocabulary_file), read_text(merges_file).split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         else:
@@ -292,8 +294,11 @@ class ChunkTokenizer(Tokenizer):
     def __init__(self, tokens, special_tokens, symbols=()):
         super().__init__(tokens, special_tokens, [*special_tokens.values(), *symbols])
         self.longest_token = max(map(len, tokens))
-        self.chunk_bytes = Cache(lambda chunk: np.array(self.chunk_ids(chunk), np.int32).tobytes())
+        self.chunk_bytes = Cache(self.encode_chunk)
         self.normalized = Cache(self.normalize_character)
+
+    def encode_chunk(self, chunk):
+        return np.array(self.chunk_ids(chunk), np.int32).tobytes()
 
     def _encode(self, text):
         chunks = self.chunk_pattern.findall(text)
@@ -399,20 +404,24 @@ class WordPiece(ChunkTokenizer):
 
     @classmethod
     def from_directory(cls, path):
-        """Reads vocab.txt, or else tokenizer.json; tokenizer_config.json overrides it, as in transformers."""
+        """Reads tokenizer.json, or else vocab.txt; of tokenizer_config.json the rest, as transformers does."""
         config, alone = read_config(path)
-        if os.path.exists(os.path.join(path, "vocab.txt")) and not alone:
+        if not has_tokenizer_json(path):
             lines = read_text(os.path.join(path, "vocab.txt")).removesuffix("\n").split("\n")
             tokens = [line.rstrip(SPACES) for line in lines]
         else:
             content = read_json(os.path.join(path, "tokenizer.json"))
             model, normalizer, words = content["model"], content["normalizer"], content["pre_tokenizer"]
-            if (normalizer.get("type") != "BertNormalizer" or words.get("type") != "BertPreTokenizer"
-                    or model.get("continuing_subword_prefix") != "##"):
+            foreign = (normalizer.get("type") != "BertNormalizer" or words.get("type") != "BertPreTokenizer"
+                       or model.get("continuing_subword_prefix") != "##")
+            if alone:  # else transformers makes all but the vocabulary anew
+                config = {"do_lower_case": normalizer.get("lowercase", True),
+                          "strip_accents": normalizer.get("strip_accents"),
+                          "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True)}
+                foreign |= (normalizer.get("clean_text") is False or model.get("unk_token") != "[UNK]"
+                            or model.get("max_input_chars_per_word") != 100)
+            if foreign:
                 raise ValueError("tokenizer.json is of a WordPiece that is not BERT's")
-            config = {"do_lower_case": normalizer.get("lowercase", True),
-                      "strip_accents": normalizer.get("strip_accents"),
-                      "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True), **config}
             tokens = tokens_by_id(model["vocab"])
         return cls(tokens, config.get("do_lower_case", True), config.get("strip_accents"),
                    config.get("tokenize_chinese_chars", True))
@@ -568,11 +577,22 @@ class Unigram(ChunkTokenizer):
         """Reads tokenizer.json, or else spiece.model. ALBERT's published ones differ (the first lacks the
         symbols, and scores digits with a comma lower), and transformers, too, prefers the first.
         tokenizer_config.json overrides either, as there."""
-        if os.path.exists(os.path.join(path, "tokenizer.json")):
+        config, alone = read_config(path)
+        if config.get("add_prefix_space") is False:
+            raise ValueError("add_prefix_space is false; here every word begins with ▁, as ALBERT's do")
+        if has_tokenizer_json(path):
             content = read_json(os.path.join(path, "tokenizer.json"))
             steps = content["normalizer"]["normalizers"]
             types = [step["type"] for step in steps]
-            if "WhitespaceSplit" not in json.dumps(content["pre_tokenizer"]) or types.count("Replace") < 2:
+            words = json.dumps(content["pre_tokenizer"])
+            foreign = "WhitespaceSplit" not in words or types.count("Replace") < 2
+            if alone:  # else transformers makes all but the pieces anew
+                published = iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase", "Precompiled",
+                                  "Replace"])
+                foreign |= (not all(name in published for name in types)  # in this order; some may be missing
+                            or ("NFKD" in types) != ("StripAccents" in types)
+                            or '"first"' in words or '"never"' in words)  # Metaspace's prepend_scheme
+            if foreign:
                 raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
             tokens = [token for token, _ in content["model"]["vocab"]]
             scores = [score for _, score in content["model"]["vocab"]]
@@ -584,7 +604,6 @@ class Unigram(ChunkTokenizer):
             with open(os.path.join(path, "spiece.model"), "rb") as f:
                 tokens, scores, charsmap, symbols = read_sentencepiece(f.read())
             lowercase, keep_accents = True, False
-        config, _ = read_config(path)
         return cls(tokens, scores, config.get("do_lower_case", lowercase),
                    config.get("keep_accents", keep_accents), charsmap, symbols)
 
@@ -859,11 +878,16 @@ def load(path_or_name):
     path = local_directory(path_or_name)
     try:
         tokenizer = published_class(path).from_directory(path)
+        if read_config(path)[1] and tokenizer.cls_id is not None:
+            check_frame(path, tokenizer)
         known = {*tokenizer.special_tokens.values(), *getattr(tokenizer, "symbols", ())}
-        if unknown := added_tokens(path) - known:
-            raise ValueError(f"the token {min(unknown)!r} was added, at which texts would have to be cut; "
+        described = described_tokens(path)
+        if unknown := {token["content"] for token in described} - known:
+            raise ValueError(f"the token {min(unknown)!r} is special, and texts would have to be cut at it; "
                              "that is not done here")
         tokenizer.max_length = tokenizer_config(path).get("model_max_length")
+        tokenizer.mask_lstrip = all(token.get("lstrip", True) for token in described
+                                    if token["content"] == tokenizer.special_tokens.get("mask"))
         return tokenizer
     except (OSError, MemoryError):  # these say themselves what is wrong
         raise
@@ -888,21 +912,45 @@ def read_config(path):
     return ({} if alone else config), alone
 
 
-def added_tokens(path):
-    """Tokens that the files say are cut out of a text before all others."""
-    described = [*tokenizer_config(path).get("added_tokens_decoder", {}).values(),
-                 *read_json(os.path.join(path, "tokenizer.json"), default={}).get("added_tokens", [])]
-    return {token["content"] for token in described} | set(
-        read_json(os.path.join(path, "added_tokens.json"), default={}))
+def described_tokens(path):
+    """Tokens that the files say are cut out of a text before all others: objects with a content, and some of
+    them with lstrip."""
+    named = read_json(os.path.join(path, "special_tokens_map.json"), default={}) | tokenizer_config(path)
+    extra = named.get("extra_special_tokens") or []
+    described = [*named.get("added_tokens_decoder", {}).values(),
+                 *(named.get("additional_special_tokens") or []),
+                 *(extra.values() if isinstance(extra, dict) else extra),
+                 *(token for name, token in named.items() if name.endswith("_token")),  # mask_token, ...
+                 *read_json(os.path.join(path, "tokenizer.json"), default={}).get("added_tokens", []),
+                 *read_json(os.path.join(path, "added_tokens.json"), default={})]
+    return [{"content": token} if isinstance(token, str) else token for token in described
+            if isinstance(token, (str, dict))]  # add_bos_token is a bool
+
+
+def check_frame(path, tokenizer):
+    """ValueError for a tokenizer.json that does not put [CLS] and [SEP] around a text."""
+    frame = read_json(os.path.join(path, "tokenizer.json"))["post_processor"] or {}
+    if "single" in frame:
+        found = [step.get("SpecialToken", {}).get("id") for step in frame["single"]]  # None is the text
+    else:
+        found = [frame.get("cls", [None])[0], None, frame.get("sep", [None])[0]]
+    wanted = [tokenizer.special_tokens.get("cls"), None, tokenizer.special_tokens.get("sep")]
+    if found != wanted:
+        raise ValueError(f"tokenizer.json does not put {wanted[0]} before a text and {wanted[2]} after it")
+
+
+def has_tokenizer_json(path):
+    """transformers saves it, and prefers it to older files beside it."""
+    return os.path.exists(os.path.join(path, "tokenizer.json"))
 
 
 def published_class(path):
     """The class whose published files are in the directory."""
-    for name, tokenizer_class in (("vocab.txt", WordPiece), ("spiece.model", Unigram),
-                                  ("merges.txt", ByteLevelBPE), ("vocab.bpe", ByteLevelBPE)):
-        if os.path.exists(os.path.join(path, name)) and not read_config(path)[1]:
-            return tokenizer_class
-    if not os.path.exists(os.path.join(path, "tokenizer.json")):
+    if not has_tokenizer_json(path):
+        for name, tokenizer_class in (("vocab.txt", WordPiece), ("spiece.model", Unigram),
+                                      ("merges.txt", ByteLevelBPE), ("vocab.bpe", ByteLevelBPE)):
+            if os.path.exists(os.path.join(path, name)):
+                return tokenizer_class
         raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "
                                 f"merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
     model = read_json(os.path.join(path, "tokenizer.json"))["model"]

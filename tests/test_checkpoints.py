@@ -126,6 +126,16 @@ def test_labels_survive_the_round_trip(family, tmp_path):
     assert module.ForTokenClassification.from_pretrained(str(tmp_path / "theirs")).config.id2label == labels
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretraining_goes_on_from_a_classifier_of_three(family, tmp_path):
+    """In transformers ALBERT's sentence head would have its three labels."""
+    module = importlib.import_module(family)
+    module.ForSequenceClassification(module.Config(**TINY, num_labels=3)).save_pretrained(str(tmp_path))
+    module.ForPreTraining.from_pretrained(str(tmp_path)).save_pretrained(str(tmp_path / "on"))
+    name = "RobertaForMaskedLM" if family == "roberta" else FAMILIES[family] + "ForPreTraining"
+    getattr(transformers, name).from_pretrained(tmp_path / "on")
+
+
 def test_auto_classes_open_what_is_saved(tmp_path):
     for family in FAMILIES:
         module = importlib.import_module(family)

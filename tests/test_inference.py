@@ -222,6 +222,22 @@ def test_what_sentence_transformers_does_besides(tmp_path):
         inference.sentence_settings(str(tmp_path / "dense"))
 
 
+@pytest.mark.parametrize("name, change, problem", [
+    ("modules.json", lambda modules: modules[1].update(path="pool"), "only pooling in a folder called 1_Pooling"),
+    ("config_sentence_transformers.json", lambda config: config.update(truncate_dim=8), "truncate_dim is not"),
+    ("sentence_bert_config.json", lambda config: config.update(do_lower_case=True), "do_lower_case before a")])
+def test_what_sentence_transformers_would_compute_otherwise(name, change, problem, tmp_path, refused):
+    shutil.copytree(MINILM, tmp_path / "model")
+    content = json.loads((tmp_path / "model" / name).read_text())
+    change(content)
+    (tmp_path / "model" / name).write_text(json.dumps(content))
+    if name == "sentence_bert_config.json":  # only where the tokenizer does not do it anyway
+        config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+    assert problem in refused(predict, ["--checkpoint", str(tmp_path / "model"), "--embed",
+                                        str(tmp_path / "x.npy"), "a"])
+
+
 def test_damaged_files_of_sentence_transformers(tmp_path, refused):
     shutil.copytree(MINILM, tmp_path / "model")
     argv = ["--checkpoint", str(tmp_path / "model"), "--embed", str(tmp_path / "x.npy"), "a"]

@@ -23,7 +23,8 @@ LIKE_PUBLISHED = {
     "albert": dict(vocab_size=30000, embedding_size=16, num_hidden_groups=2, inner_group_num=2,
                    num_hidden_layers=4),
 }
-CASES = [(family, {}) for family in FAMILIES] + list(LIKE_PUBLISHED.items())
+CASES = [*((family, {}) for family in FAMILIES), *LIKE_PUBLISHED.items(),
+         *((family, {"hidden_act": "relu"}) for family in FAMILIES)]
 
 
 def build(family, head, more=(), **labels):
@@ -296,7 +297,8 @@ def definitions(family):
 
 
 @pytest.mark.parametrize("family, own", [
-    ("roberta", {"Config", "Embeddings", "ForPreTraining", "ForSequenceClassification", "init_module"}),
+    ("roberta", {"Config", "Embeddings", "MLMHead", "ForPreTraining", "ForSequenceClassification",
+                 "init_module"}),
     ("albert", {"Config", "Embeddings", "Encoder", "MLMHead", "ForPreTraining", "head_dropout"})])
 def test_what_means_the_same_has_the_same_source(family, own):
     """All but what is a family's own, by name, and in the same order."""

@@ -251,6 +251,14 @@ def test_the_threshold_of_several_labels(finetuning, files, tmp_path, capsys):
     assert recalls == sorted(recalls, reverse=True)
 
 
+def test_an_adapter_for_a_revision_of_the_hub(tmp_path, refused):
+    model = bert.ForSequenceClassification(bert.Config(**bert.PRESETS["bert-tiny"]))
+    lora.save(lora.inject(model), tmp_path, "someone/bert-tiny")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"revision": "v1.0"}))
+    assert "revision is 'v1.0'" in refused(predict, ["--checkpoint", str(tmp_path), "x"])
+
+
 def test_an_adapter_is_not_merged_over_its_base(finetuning, base, tmp_path, capsys, refused):
     shutil.copytree(base["bert"], tmp_path / "base")
     finetune.main([*finetuning(tmp_path / "lora", "single", "bert", "--train", "lora", "--epochs", "1"),

@@ -268,8 +268,51 @@ def test_added_tokens_are_refused(kind, trained, tmp_path):
     theirs = AutoTokenizer.from_pretrained(save(trained[kind], tmp_path))
     theirs.add_tokens(["<e1>"], special_tokens=True)
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the token '<e1>' was added"):
+    with pytest.raises(ValueError, match="the token '<e1>' is special"):
         tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name, content", [
+    ("special_tokens_map.json", {"additional_special_tokens": ["the"]}),
+    ("special_tokens_map.json", {"mask_token": {"content": "the", "lstrip": False}}),
+    ("tokenizer_config.json", {"extra_special_tokens": {"topic": "the"}}),
+    ("tokenizer_config.json", {"cls_token": "the"})])
+def test_other_special_tokens_of_older_files_are_refused(name, content, trained, tmp_path):
+    """transformers cuts a text at them; here the ids would be others."""
+    save(trained["wordpiece"], tmp_path)
+    file = tmp_path / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | content))
+    assert "the" in AutoTokenizer.from_pretrained(tmp_path).all_special_tokens
+    with pytest.raises(ValueError, match="the token 'the' is special"):
+        tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_tokenizer_json_counts_before_older_files_beside_it(kind, trained, tmp_path):
+    """transformers saves it into a folder, and leaves there what it was read from."""
+    theirs = AutoTokenizer.from_pretrained(save(trained[kind], tmp_path))
+    theirs.train_new_from_iterator(TEXTS[:100], 1000).save_pretrained(tmp_path)
+    assert {"vocab.txt", "merges.txt"} & {file.name for file in tmp_path.iterdir()}
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), tokenizer.load(str(tmp_path))
+    assert ours.hash() != trained[kind].hash()
+    for text in TEXTS[:20]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("lstrip", [True, False])
+def test_the_space_before_a_mask(lstrip, trained, tmp_path):
+    """The published mask includes it; that of a RobertaTokenizer made from two files does not."""
+    save(trained["bpe"], tmp_path / "given")
+    mask = AddedToken("<mask>", lstrip=lstrip, special=True, normalized=False)
+    theirs = RobertaTokenizer.from_pretrained(tmp_path / "given", mask_token=mask)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tokenizer.load(tmp_path / "theirs")
+    save(ours, tmp_path / "again")
+    again = tokenizer.load(tmp_path / "again")
+    assert ours.mask_lstrip == again.mask_lstrip == lstrip
+    for text in ("one <mask> two", "one  <mask>", "<mask> ", "one<mask>two"):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, specials=True) == again.encode(text, specials=True) == expected
 
 
 def test_of_a_generic_class_tokenizer_json_alone_counts(trained, tmp_path):
@@ -300,6 +343,50 @@ def test_words_that_are_cut_otherwise_are_refused(kind, part, value, trained, tm
     content = AutoTokenizer.from_pretrained(save(trained[kind], tmp_path / "ours")).backend_tokenizer.to_str()
     (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(content) | {part: value}))
     with pytest.raises(ValueError, match="tokenizer.json is of a "):
+        tokenizer.load(str(tmp_path))
+
+
+def without_step(name):
+    def change(content):
+        steps = content["normalizer"]["normalizers"]
+        steps[:] = [step for step in steps if step["type"] != name]
+    return change
+
+
+@pytest.mark.parametrize("kind, change, problem", [
+    ("wordpiece", None, None), ("bpe", None, None), ("unigram", None, None),
+    ("wordpiece", lambda content: content.update(post_processor=None), r"does not put \[CLS\] before a text"),
+    ("bpe", lambda content: content.update(post_processor={"type": "ByteLevel"}), "does not put <s> before"),
+    ("wordpiece", lambda content: content["normalizer"].update(clean_text=False), "not BERT's"),
+    ("wordpiece", lambda content: content["model"].update(unk_token="[PAD]"), "not BERT's"),
+    ("wordpiece", lambda content: content["model"].update(max_input_chars_per_word=20), "not BERT's"),
+    ("unigram", without_step("NFKD"), "not ALBERT's"),
+    ("unigram", lambda content: content["normalizer"]["normalizers"].append(
+        {"type": "Prepend", "prepend": "x"}), "not ALBERT's"),
+    ("unigram", lambda content: content["pre_tokenizer"]["pretokenizers"][1].update(prepend_scheme="never"),
+     "not ALBERT's")])
+def test_what_a_generic_tokenizer_json_asks_for(kind, change, problem, trained, tmp_path):
+    """All of it counts there: what is not computed here is refused."""
+    backend = AutoTokenizer.from_pretrained(save(trained[kind], tmp_path / "ours")).backend_tokenizer
+    content = json.loads(backend.to_str())
+    if change:
+        change(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    if problem:
+        with pytest.raises(ValueError, match=problem):
+            tokenizer.load(str(tmp_path))
+    else:
+        theirs, ours = AutoTokenizer.from_pretrained(tmp_path), tokenizer.load(str(tmp_path))
+        for text in TEXTS[:20]:
+            assert [ours.cls_id, *ours.encode(text), ours.sep_id] == theirs.encode(text)
+
+
+def test_albert_without_a_space_before_words_is_refused(trained, tmp_path):
+    save(trained["unigram"], tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": False}))
+    with pytest.raises(ValueError, match="add_prefix_space is false"):
         tokenizer.load(str(tmp_path))
 
 

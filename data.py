@@ -56,6 +56,15 @@ HUB = {  # short names; a row of these is a line, of other data sets on the hub 
 }
 
 
+def files_below(folder):
+    """Paths of text in a folder and those inside, but not of what is hidden, nor of token files."""
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if not TOKEN_FILES <= set(names):
+            yield from (os.path.join(path, name) for name in names
+                        if name.lower().endswith(files.FORMATS) and not name.startswith("."))
+
+
 def open_corpus(names, text_field="text"):
     """names: ["pydoc"], files and folders, or one name on the hub -> Corpus. Files are hashed here, and read
     by documents(). FileNotFoundError, or ValueError for what has no text."""
@@ -72,8 +81,7 @@ def open_corpus(names, text_field="text"):
         if not os.path.exists(name):
             raise FileNotFoundError(f"{name}: no such file; --data takes pydoc, files, folders, "
                                     f"{', '.join(HUB)} or a hub data set as owner/name[:config]")
-        inside = sorted(os.path.join(folder, file) for folder, _, below in os.walk(name) for file in below
-                        if file.endswith(files.FORMATS) and not TOKEN_FILES <= set(below))
+        inside = sorted(files_below(name))
         if os.path.isdir(name) and not inside:
             raise ValueError(f"{name}: no {', '.join(files.FORMATS)} files in this folder")
         paths += inside or [name]

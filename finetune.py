@@ -133,8 +133,9 @@ def open_task(args, host):
         splits = {} if args.train_file else tasks.read_task(args.task)
         for name in ("train", "val", "test"):
             if file := getattr(args, f"{name}_file"):
+                like = splits["train"].columns if splits else None
                 splits[name] = tasks.read_file(file, args.header, args.text_columns, args.label_column,
-                                               kind=args.kind, like=splits.get("train"))
+                                               kind=args.kind, like=like)
         return splits
     splits = host.once_per_machine(read)
     known = tasks.TASKS.get(args.task)
@@ -424,7 +425,8 @@ def finetune(args, host):
     describe(args, host, task_data, rows, n_all, n_trained)
 
     log = rundir.Log(args, host, waits=True)
-    log.write(**vars(args), classes=task_data.classes, parameters=n_all, trained=n_trained,
+    log.write(**vars(args), classes=task_data.classes, columns=task_data.splits["train"].columns,
+              parameters=n_all, trained=n_trained,
               processes=host.world, machine=runtime.machine(host.device), torch=torch.__version__,
               rows={name: len(part) for name, part in rows.items()})
     best = Best(args, host, log, tokenizer, rows, task_data.classes)

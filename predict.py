@@ -110,7 +110,8 @@ def read_texts(args, pairs=False):
     """Yields (text, where, row) of arguments, --file or standard input. text: a tuple of one string, with
     `pairs` perhaps of two, and of a table perhaps of a list of words; row: {column: cell}, all as it came."""
     if args.file and args.file.endswith(files.TABLES):
-        examples = tasks.read_file(args.file, args.header, args.text_columns, args.label_column, False)
+        examples = tasks.read_file(args.file, args.header, args.text_columns, args.label_column, False,
+                                   like=trained_columns(args.checkpoint))
         for text, where, row in zip(examples.texts, examples.where, examples.rows):
             if not pairs and (len(text) > 1 or not isinstance(text[0], str)):
                 raise ValueError(f"{where}: one column of strings is wanted here; name it by --text_columns")
@@ -124,6 +125,15 @@ def read_texts(args, pairs=False):
         lines = ((f"standard input, line {i}", line) for i, line in files.lines("-"))
     for where, line in lines:
         yield tuple(line.split("\t")) if pairs else (line,), where, {"text": line}
+
+
+def trained_columns(checkpoint):
+    """-> the text columns, and the label's, of the file that this folder's model was fine-tuned on; None
+    where there is no log of it."""
+    try:
+        return rundir.read_log(checkpoint)[0]["columns"]
+    except (FileNotFoundError, LookupError):
+        return None
 
 
 def read_all(args, pairs=False):
@@ -290,7 +300,12 @@ def evaluate(args, model, tokenizer, kind, host):
             raise ValueError(f"--held_out: {name} has validation rows of its own")
         args.task, examples = name, tasks.read_task(name)["val"]
     else:
-        examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, kind=kind)
+        examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, kind=kind,
+                                   like=trained_columns(args.checkpoint))
+        texts, labels = examples.columns
+        print(f"columns: {' and '.join(texts)}; {', '.join(labels)}")
+        if kind == "multilabel" and len(labels) == 1 < len(classes) and labels[0] in classes:
+            raise ValueError(f"--label_column {labels[0]} is one class alone; all are {','.join(classes)}")
     task_classes = list(tasks.TASKS[args.task].labels) if args.task else []
     if len(task_classes) == len(classes) and all(label.startswith("LABEL_") for label in classes):
         classes = task_classes  # a checkpoint that does not name its classes

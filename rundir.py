@@ -141,7 +141,7 @@ def check_out_dir(flag, out_dir, source, overwrite):
     """Errors for an out_dir that cannot be written, that holds a run, or that is what the run starts from."""
     check_unlocked(out_dir)
     check_disk(flag, out_dir)
-    if holds_run(out_dir) and not overwrite:
+    if outputs_in(out_dir) - {"log.jsonl"} and not overwrite:  # a log alone: that run saved nothing
         resume = "go on with it by --init_from resume, " if "resume.pt" in os.listdir(out_dir) else ""
         raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
                          "--overwrite")
@@ -149,8 +149,9 @@ def check_out_dir(flag, out_dir, source, overwrite):
         raise ValueError(f"--{flag} {out_dir} is where this starts from, and would be lost: choose another")
 
 
-def holds_run(out_dir):
-    return os.path.isdir(out_dir) and not (set(OUTPUTS) - {"README.md"}).isdisjoint(os.listdir(out_dir))
+def outputs_in(out_dir):
+    """Names of what a run has left there, but for its card, which is written anew."""
+    return (set(OUTPUTS) - {"README.md"}) & set(os.listdir(out_dir) if os.path.isdir(out_dir) else ())
 
 
 def check_sources(out_dir, **flags):

@@ -491,7 +491,7 @@ def learning_rate(peak, progress, args):
         return peak * (1 - after)
     if args.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * after))
-    return peak * min(1.0, (1 - progress) / args.decay)
+    return peak * min(1.0, (1 - progress) / min(args.decay, 1 - args.warmup))
 
 
 def run_length(args, steps_per_epoch, step=0):

@@ -121,10 +121,10 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     """A .csv, .tsv, .jsonl or .parquet file -> Examples.
 
     header: whether the first line of a .csv or .tsv names the columns; None: it does if one of the names is
-    known. Columns are given by name, or counted from 1; or else they are those of `like`, of another file of
-    the run, if all are here; or they are found by the known names, or without names by what is in them. kind
-    "multilabel": a row may have no label, and label_column name several columns, commas between, of zeros and
-    ones. ValueError for a missing column, an empty text, no label, and what files.records raises.
+    known. Columns are given by name, or counted from 1; or else they are those of `like`, (texts, labels) of
+    another file, if all are here; or they are found by the known names, or without names by what is in them.
+    kind "multilabel": a row may have no label, and label_column name several columns, commas between, of
+    zeros and ones. ValueError for a missing column, an empty text, no label, and what files.records raises.
     """
     if not file.endswith(files.TABLES):
         raise ValueError(f"{file}: not one of {', '.join(files.TABLES)}")
@@ -144,10 +144,9 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     if no_header:
         likely = columns_by_content([row for _, row in records()], {*texts, *labels})
         texts, labels = texts or likely[0], labels or likely[1]
-    if like and like.columns[0]:  # of a file, too
-        names = set(first)
-        texts = like.columns[0] if not text_columns and names >= set(like.columns[0]) else texts
-        labels = like.columns[1] if not label_columns and names >= set(like.columns[1]) else labels
+    if like and like[0]:  # of a file, too
+        texts = like[0] if not text_columns and set(first) >= set(like[0]) else texts
+        labels = like[1] if not label_columns and set(first) >= set(like[1]) else labels
     question = f"{file}: which of the columns {', '.join(first)} is"
     if len(texts) not in (1, 2) or set(labels) & set(texts):
         raise ValueError(f"{question} the text, or which two? name them by --text_columns")
@@ -167,6 +166,9 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
             examples.rows.append(row)
         else:
             examples.labels.append(read_label(row, labels, kind, where))
+    if header is None and not no_header and any(len(name.split()) > 4 for name in first) and file.endswith(
+            (".csv", ".tsv")):
+        print(f"{file}: line 1 is taken for the names of the columns; else say --no-header", file=sys.stderr)
     if no_header and header is None and not labelled:
         print(f"{file}: line 1 is taken for a row, not for the names of the columns; else say --header",
               file=sys.stderr)
@@ -275,7 +277,9 @@ def prepare(splits, kind=None, classes=None):
                                  f"{len(first.texts[0])}; see --text_columns")
     if kind is None:
         kind = "classification"
-        if any(isinstance(label, list) for label in first.labels):
+        words, tags = first.columns
+        if any(isinstance(label, list) for label in first.labels) or (
+                {*words} <= {*WORDS} and {*tags} <= {*TAGS} and words and tags):  # strings, blanks between
             kind = "tokens"
         elif not classes and all(map(is_number, first.labels)) and any(float(x) % 1 for x in first.labels):
             kind = "regression"

@@ -404,7 +404,7 @@ class WordPiece(ChunkTokenizer):
 
     @classmethod
     def from_directory(cls, path):
-        """Reads tokenizer.json, or else vocab.txt; of tokenizer_config.json the rest, as transformers does."""
+        """Reads tokenizer.json, or else vocab.txt, and as transformers does tokenizer_config.json."""
         config, alone = read_config(path)
         if not has_tokenizer_json(path):
             lines = read_text(os.path.join(path, "vocab.txt")).removesuffix("\n").split("\n")

@@ -12,6 +12,7 @@ out_dir becomes a Hugging Face checkpoint, with log.jsonl and what resuming need
 
 import argparse
 import importlib
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import runtime  # before torch: it sets how torch's threads wait
 
@@ -150,8 +152,15 @@ def parse_arguments(argv):
     if args.neighbours and not args.sinusoids:
         raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both, or --no-neighbours")
     args.out_dir = args.out_dir or f"out/{args.model}"
-    args.command = state["args"]["command"] if state else runtime.command("train_mlm.py", argv)
+    args.command = runtime.command("train_mlm.py", argv)
+    if state:  # the run's commands are one after the other, but for those that only went on
+        changed = p.given(args, set(vars(args)) - {"init_from", "out_dir", "command", *LENGTHS}) or any(
+            getattr(args, name) != state["args"][name] for name in LENGTHS)
+        args.command = state["args"]["command"] + f" && python {args.command}" * bool(changed)
     rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
+    for val, name in itertools.product(args.val_data or (), args.data):
+        if os.path.exists(val) and Path(val).resolve().is_relative_to(Path(name).resolve()):
+            raise ValueError(f"--val_data {val} is in --data {name}, and would be trained on")
     rundir.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
         rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
@@ -245,7 +254,10 @@ def open_rows(args, splits, tokenizer, host):
         raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
                          f"micro-batches on each of {host.world} processes")
     rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
-    val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
+    try:
+        val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}; give more by --val_data, or lower --seq_length") from error
     if len(rows) < args.batch_size:
         raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
                          f"of {args.batch_size}")
@@ -426,7 +438,7 @@ def evaluate(model, batches, host):
 
 def open_log(args, state, host):
     """-> rundir.Log. A run to resume goes on with its own, without what came after the step it saved."""
-    log = rundir.Log(args, host, waits=not state and rundir.holds_run(args.out_dir))
+    log = rundir.Log(args, host, waits=not state and bool(rundir.outputs_in(args.out_dir)))
     if log.writes and state:
         lines = rundir.read_log(args.out_dir)
         os.replace(state["file"], os.path.join(args.out_dir, "resume.pt"))  # if that was damaged

@@ -58,6 +58,16 @@ def test_the_formats_and_folders_give_the_same_documents(tmp_path):
     assert len(documents(tmp_path, text_field="body")) == 3 * 3 + 2
 
 
+def test_hidden_files_are_not_read_and_unknown_ones_are_refused(tmp_path):
+    (tmp_path / ".git").mkdir()
+    for name in ("a.txt", ".b.txt", ".git/c.txt"):
+        write(tmp_path / name, name)
+    assert documents(tmp_path) == [["a.txt"]]
+    write(tmp_path / "D.TXT", "one")  # as alone
+    with pytest.raises(ValueError, match="D.TXT"):
+        documents(tmp_path)
+
+
 def test_the_token_files_of_a_cache_in_the_folder_are_no_text(tmp_path):
     write(tmp_path / "a.txt", "\n".join(f"Number {i} goes on and on." for i in range(60)))
     (tmp_path / "cache").mkdir()

@@ -223,17 +223,17 @@ def test_what_sentence_transformers_does_besides(tmp_path):
 
 
 @pytest.mark.parametrize("name, change, problem", [
-    ("modules.json", lambda modules: modules[1].update(path="pool"), "only pooling in a folder called 1_Pooling"),
-    ("config_sentence_transformers.json", lambda config: config.update(truncate_dim=8), "truncate_dim is not"),
-    ("sentence_bert_config.json", lambda config: config.update(do_lower_case=True), "do_lower_case before a")])
+    ("modules.json", lambda content: content[1].update(path="pool"), "only pooling in a folder called 1_P"),
+    ("config_sentence_transformers.json", lambda content: content.update(truncate_dim=8), "truncate_dim"),
+    ("sentence_bert_config.json", lambda content: content.update(do_lower_case=True), "do_lower_case before")])
 def test_what_sentence_transformers_would_compute_otherwise(name, change, problem, tmp_path, refused):
     shutil.copytree(MINILM, tmp_path / "model")
     content = json.loads((tmp_path / "model" / name).read_text())
     change(content)
     (tmp_path / "model" / name).write_text(json.dumps(content))
     if name == "sentence_bert_config.json":  # only where the tokenizer does not do it anyway
-        config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
-        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+        file = tmp_path / "model" / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"do_lower_case": False}))
     assert problem in refused(predict, ["--checkpoint", str(tmp_path / "model"), "--embed",
                                         str(tmp_path / "x.npy"), "a"])
 

@@ -251,6 +251,31 @@ def test_the_threshold_of_several_labels(finetuning, files, tmp_path, capsys):
     assert recalls == sorted(recalls, reverse=True)
 
 
+def test_the_columns_of_fine_tuning_are_remembered(files, base, tmp_path, capsys):
+    """Beside a column whose name would be taken for the text; unless others are named."""
+    rows = Path(files["train_single"]).read_text().splitlines()[1:]
+    lines = ["headline,mood,text,label"] + [f"{row},x y,odd" for row in rows]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    finetune.main(["--init_from", base["bert"], "--train_file", str(tmp_path / "rows.csv"), "--max_steps",
+                   "3", "--text_columns", "headline", "--label_column", "mood", "--out_dir",
+                   str(tmp_path / "out")])
+    capsys.readouterr()
+    for more, columns in (((), "headline; mood"), (("--text_columns", "text"), "text; mood")):
+        use(tmp_path / "out", "--evaluate", tmp_path / "rows.csv", *more)
+        assert f"columns: {columns}\n" in capsys.readouterr().out
+    use(tmp_path / "out", "--file", tmp_path / "rows.csv")
+    assert capsys.readouterr().out.splitlines()[0].endswith(rows[0].split(",")[0])
+
+
+def test_one_column_of_several_is_not_all_labels(finetuning, files, tmp_path, refused):
+    finetune.main(finetuning(tmp_path / "out", "many", "bert", "--kind", "multilabel", "--epochs", "1"))
+    classes = list(json.loads((tmp_path / "out" / "config.json").read_text())["label2id"])
+    (tmp_path / "one.csv").write_text(f"text,{classes[0]}\na film,1\n")
+    assert f"--label_column {classes[0]} is one class alone" in refused(predict, [
+        "--checkpoint", str(tmp_path / "out"), "--evaluate", str(tmp_path / "one.csv"), "--label_column",
+        classes[0]])
+
+
 def test_an_adapter_for_a_revision_of_the_hub(tmp_path, refused):
     model = bert.ForSequenceClassification(bert.Config(**bert.PRESETS["bert-tiny"]))
     lora.save(lora.inject(model), tmp_path, "someone/bert-tiny")

@@ -27,10 +27,15 @@ def test_a_pretrained_checkpoint(flags, tmp_path):
     assert "10,240 tokens in 10 steps of 32 rows of 32" in text and "WordPiece, 600 ids" in text
 
 
-def test_a_resumed_run_has_the_first_command(flags, tmp_path):
-    train_mlm.main(flags(tmp_path))
-    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path), "--max_steps", "12"])
-    assert f"train_mlm.py {' '.join(flags(tmp_path))}`" in front_and_text(tmp_path)[1]
+def test_a_resumed_run_has_its_commands(flags, tmp_path):
+    """But for one that changed nothing."""
+    resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
+    for argv in (flags(tmp_path), resume, [*resume, "--max_steps", "12"], [*resume, "--lr", "1e-3"]):
+        train_mlm.main(argv)
+    commands = (" ".join(argv) for argv in (flags(tmp_path), [*resume, "--max_steps", "12"],
+                                            [*resume, "--lr", "1e-3"]))
+    assert f"`{' && '.join(f'python train_mlm.py {command}' for command in commands)}`" in front_and_text(
+        tmp_path)[1]
 
 
 @pytest.mark.parametrize("kind, pipeline", [("single", "text-classification"),

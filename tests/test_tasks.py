@@ -596,6 +596,19 @@ def test_an_unknown_header_of_texts_is_pointed_out(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+def test_a_first_row_that_is_taken_for_a_header_is_pointed_out(tmp_path, capsys):
+    file = write(tmp_path, "new.csv", "a text of several words,review\nand one more of them,other\n")
+    assert tasks.read_file(file, labelled=False).texts == [("other",)]
+    assert "new.csv: line 1 is taken for the names of the columns; else say --no-header" in (
+        capsys.readouterr().err)
+
+
+def test_columns_of_words_and_tags_are_tokens(tmp_path):
+    """In a .csv they are strings."""
+    file = write(tmp_path, "tags.csv", "id,tokens,ner_tags\n1,in Rome,O LOC\n2,by Ann,O PER\n")
+    assert tasks.prepare({"train": tasks.read_file(file)}).kind == "tokens"
+
+
 def test_bad_labels():
     with pytest.raises(ValueError, match="f, line 1: the label 'c' is none of the classes: a, b"):
         tasks.prepare({"train": labelled("ab"), "val": labelled("ac")})

@@ -270,6 +270,8 @@ def test_learning_rate_by_hand():
     assert [rate("linear", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("cosine", p) for p in (0.05, 0.1, 0.55, 1.0)] == [0.5, 1.0, 0.5, 0.0]
     assert [rate("constant", p) for p in (0.05, 0.5, 0.6, 0.8, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
+    args.warmup, args.decay = 0.6, 0.9  # more than the run together: no jump where they meet
+    assert [rate("constant", p) for p in (0.3, 0.6, 0.8, 1.0)] == [0.5, 1.0, 0.5, 0.0]
 
 
 def test_the_recipes_are_what_they_say(flags, tmp_path):
@@ -605,6 +607,12 @@ def test_bad_files(name, content, message, flags, tmp_path, refused):
     assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+def test_too_little_validation_text(flags, tmp_path, refused):
+    (tmp_path / "val.txt").write_text("A few words.")
+    error = refused(train_mlm, flags(tmp_path / "out", "roberta", "--val_data", tmp_path / "val.txt"))
+    assert "validation: " in error and "give more by --val_data" in error
+
+
 def test_a_run_that_fails_leaves_the_one_it_was_to_replace(flags, tmp_path, capsys):
     train_mlm.main(flags(tmp_path))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -630,6 +638,23 @@ def test_ctrl_c_before_the_first_step_leaves_the_run_it_was_to_replace(flags, tm
         train_mlm.main(flags(tmp_path, "roberta", "--overwrite", "--seed", "1"))
     assert exit.value.code == 130 and "stopped at step 0; nothing was saved" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_saved_nothing_is_not_in_the_way(flags, tmp_path, refused):
+    assert "nothing had been saved" in refused(train_mlm, flags(tmp_path, "roberta", "--lr", "1e9"))
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", "4"))
+    log = read_log(tmp_path)
+    assert log[-1]["step"] == 4 and all("seed" not in line for line in log[1:])
+
+
+def test_validation_text_is_not_trained_on(flags, tmp_path, refused):
+    (tmp_path / "text").mkdir()
+    valid = tmp_path / "text" / "valid.txt"
+    valid.write_text("Some text.")
+    for name in (tmp_path / "text", valid):
+        assert f"--val_data {valid} is in --data {name}, and would be trained on" in refused(
+            train_mlm, flags(tmp_path / "out", "roberta", "--data", name, "--val_data", valid))
 
 
 def test_data_and_out_dir_apart(flags, text_file, tmp_path, refused):

@@ -327,7 +327,7 @@ A pretraining step (forward, backward, clipping, optimizer) of the same weights 
 both sides, medians. `transformers` as it comes computes in float32; its best is the fastest of float32 and
 bfloat16, SDPA and eager. {command("bench_pretraining.json")}, {command("bench_albert.json")}
 
-{speed()}
+{speed("bench_pretraining.json", "bench_albert.json")}
 
 Most of it is that head and last layer compute at the masked positions, not at all of a row; then the
 attention, the allocator and dropout's random numbers (`runtime.py`).

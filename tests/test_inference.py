@@ -225,7 +225,7 @@ def test_what_sentence_transformers_does_besides(tmp_path):
 @pytest.mark.parametrize("name, change, problem", [
     ("modules.json", lambda content: content[1].update(path="pool"), "only pooling in a folder called 1_P"),
     ("config_sentence_transformers.json", lambda content: content.update(truncate_dim=8), "truncate_dim"),
-    ("sentence_bert_config.json", lambda content: content.update(do_lower_case=True), "do_lower_case before")])
+    ("sentence_bert_config.json", lambda content: content.update(do_lower_case=True), "do_lower_case")])
 def test_what_sentence_transformers_would_compute_otherwise(name, change, problem, tmp_path, refused):
     shutil.copytree(MINILM, tmp_path / "model")
     content = json.loads((tmp_path / "model" / name).read_text())

@@ -42,6 +42,8 @@ def parse_arguments(argv):
         flags = [*common, "--train", *run.split(), "--out_dir", folder]
         rundir.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
         commands[run] = folder, [sys.executable, FINETUNE, *flags]
+    if len({folder for folder, _ in commands.values()}) < len(commands):
+        raise ValueError("--runs: two of them would have one folder, as / becomes -; rename what they name")
     if os.path.exists(os.path.join(args.out_dir, "compare.md")) and "--overwrite" not in common:
         raise ValueError(f"{args.out_dir} holds a comparison already: choose another --out_dir, or replace "
                          "it by --overwrite")

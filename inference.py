@@ -56,7 +56,8 @@ def open_encoder(path):
     tokenizer = open_tokenizer(path, encoder.config)
     file = os.path.join(tokenizers.local_directory(path), "sentence_bert_config.json")
     settings = tokenizers.read_json(file, {})  # of sentence-transformers, which has a length of its own
-    tokenizer.max_length = settings.get("max_seq_length") or tokenizer.max_length
+    known, longest = settings.get("max_seq_length") or tokenizer.max_length, encoder.config.longest_row
+    tokenizer.max_length = min(known, longest) if isinstance(known, (int, float)) else longest
     if settings.get("do_lower_case") and not getattr(tokenizer, "lowercase", False):
         raise ValueError(f"{file}: do_lower_case before a cased tokenizer is not computed here")
     return encoder, tokenizer

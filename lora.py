@@ -69,7 +69,7 @@ class LoRALinear(nn.Linear):
         gradient (paper, section 4.3)."""
         with torch.no_grad():
             length = self.adapted_weight().norm(dim=1)
-        return self.lora_magnitude_vector / length
+        return self.lora_magnitude_vector / length.clamp_min(1e-12)  # a row of zeros stays one
 
     def adapted_weight(self):
         """W + s B A (out, in), in float32."""
@@ -130,7 +130,13 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
             names = sorted({name.split(".")[-1] for name in linears})
             raise ValueError(f"LoRA: no linear layer is called {target!r}; there are {', '.join(names)}")
         adapted.update(matches)
-    for name in adapted:
+    if not adapted:
+        raise ValueError("LoRA: no linear layer but the head, so there is nothing to adapt")
+    for name, linear in adapted.items():
+        if type(linear).forward is not nn.Linear.forward or linear._forward_hooks or (
+                linear._forward_pre_hooks or "weight" not in linear._parameters):
+            raise ValueError(f"LoRA: {name} is no plain nn.Linear: it has hooks, or a forward or weight of "
+                             "its own, which an adapter in its place would lose")
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "

@@ -22,7 +22,9 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             by_shape = {}
             for p in group["params"]:
@@ -40,13 +42,14 @@ class Muon(torch.optim.Optimizer):
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(params, updates):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+        return loss
 
 
 def split_parameters(model):
     """-> matrices, others: the weights of linear layers, for Muon, and all other parameters, for AdamW. What
     has one or two outputs is a head, which is among the others."""
-    matrices = [module.weight for module in model.modules()
-                if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2]
+    matrices = list({module.weight: 0 for module in model.modules()  # once, if two layers have the same
+                     if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2})
     return matrices, [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
 
 

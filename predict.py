@@ -21,7 +21,9 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
+from contextlib import suppress
 
 import runtime  # before torch: it sets how torch's threads wait
 
@@ -183,9 +185,13 @@ def say_cut(cut, total, args, words=0):
 # A pretrained model: masks, scores
 
 def fill_masks(args, model, tokenizer, host):
-    for [text], where, row in read_texts(args):
+    table, nothing = (args.file or "").endswith(files.TABLES), True
+    texts = list(read_texts(args)) if table else read_texts(args)  # a line is answered as it comes
+    columns = set().union(*(row for *_, row in texts)) if table else {"text"}
+    for [text], where, row in texts:
         if not text.strip():
             continue
+        nothing = False
         try:
             with host.autocast(model.config.longest_row):
                 masks = inference.fill(model, tokenizer, text, args.top)
@@ -195,7 +201,9 @@ def fill_masks(args, model, tokenizer, host):
         for i, words in enumerate(masks, 1):
             best = (f"{word.strip() or repr(word)} {p:.3f}" for word, p in words)
             plain.append(f"  mask {i}: " + "  ".join(best))
-        answer(args, row, row, "\n".join(plain), masks=masks)
+        answer(args, row, columns, "\n".join(plain), masks=masks)
+    if nothing:
+        raise ValueError("there are no texts")
 
 
 def score_texts(args, model, tokenizer, host):
@@ -253,6 +261,8 @@ def outputs_of(args, examples, kind, tokenizer, model, host):
 
 def give_labels(args, model, tokenizer, kind, host):
     classes, examples = list(model.config.id2label.values()), read_all(args, pairs=True)
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"{args.checkpoint}: several classes have one name; rename them in config.json")
     came, columns = list(examples.texts), set().union(*examples.rows)  # the columns that any row has
     tasks.check_texts(examples, kind)  # which of a text makes a list of words, where those are labelled
     inference.check_stride(examples, kind, args.max_length, args.stride)  # before a line is printed
@@ -338,6 +348,8 @@ def merge(args, model, tokenizer):
     def write(folder):
         lora.merge(model).save_pretrained(folder)
         tokenizer.save(folder)
+        with suppress(FileNotFoundError):  # PEFT's have none
+            shutil.copy(os.path.join(args.checkpoint, "log.jsonl"), folder)  # for trained_columns
     rundir.save_files(args.merge, write, replace=True)
     print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
           f"next: python predict.py --checkpoint {args.merge} \"...\"")

@@ -144,7 +144,8 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     if no_header:
         likely = columns_by_content([row for _, row in records()], {*texts, *labels})
         texts, labels = texts or likely[0], labels or likely[1]
-    if like and like[0]:  # of a file, too
+    # of a file, too; where columns have no names, the content has to agree
+    if like and like[0] and (not no_header or set(like[0]) <= set(texts or like[0])):
         texts = like[0] if not text_columns and set(first) >= set(like[0]) else texts
         labels = like[1] if not label_columns and set(first) >= set(like[1]) else labels
     question = f"{file}: which of the columns {', '.join(first)} is"

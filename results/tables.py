@@ -310,8 +310,9 @@ has 6.9 M parameters, and an ALBERT of three layers of width 256 has 2.0 M:
 
 One epoch of SST-2 and of MNLI (41,000 rows) from there, and of AG News (10,000 rows) from the encoder of the
 next section, by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks sst2 --runs full --init_from
-{ROBERTA_18M}` and `--tasks mnli --runs full --init_from {ALBERT}`; without pretraining `--init_from "{SCRATCH}"`
-and `"{SCRATCH_ALBERT}"`:
+{ROBERTA_18M}` and `--tasks mnli --runs full --init_from {ALBERT}`; without pretraining
+`--init_from "{SCRATCH}"` and
+`"{SCRATCH_ALBERT}"`:
 
 {downstream()}
 

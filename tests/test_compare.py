@@ -66,6 +66,14 @@ def test_a_signal_goes_to_the_run(flags, tmp_path):
     assert (tmp_path / "run" / "full" / "model.safetensors").exists()
 
 
+def test_two_runs_of_one_folder(flags, tmp_path, capsys):
+    argv = ["--runs", "full --init_from a/b", "full --init_from a-b", "--out_dir", str(tmp_path / "out"),
+            "--train_file", "x.csv"]
+    with pytest.raises(SystemExit) as exit:
+        compare.main(argv)
+    assert exit.value.code == 2 and "two of them would have one folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("runs, more, message", [
     (["full", "half"], [], "argument --train: invalid choice: 'half'"),
     (["full", "lora --lr fast"], [], "argument --lr: invalid float value: 'fast'"),

@@ -238,6 +238,19 @@ def test_what_sentence_transformers_would_compute_otherwise(name, change, proble
                                         str(tmp_path / "x.npy"), "a"])
 
 
+def test_a_tokenizer_that_says_no_length(tmp_path):
+    """sentence-transformers takes all positions then."""
+    shutil.copytree(MINILM, tmp_path / "model")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text("{}")
+    file = tmp_path / "model" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config.pop("model_max_length", None)
+    file.write_text(json.dumps(config))
+    _, tokenizer = inference.open_encoder(str(tmp_path / "model"))
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert tokenizer.max_length == theirs.max_seq_length == 512
+
+
 def test_damaged_files_of_sentence_transformers(tmp_path, refused):
     shutil.copytree(MINILM, tmp_path / "model")
     argv = ["--checkpoint", str(tmp_path / "model"), "--embed", str(tmp_path / "x.npy"), "a"]

@@ -335,6 +335,41 @@ def test_word_embeddings_that_are_tied_are_not_trained_whole(family, tmp_path):
         lora.load(ours, tmp_path / "adapter")
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked():
+    linear = nn.Linear(4, 4)
+    linear.register_forward_hook(lambda module, inputs, output: output + 1)
+    return linear
+
+
+@pytest.mark.parametrize("make", [lambda: Doubled(4, 4), hooked,
+                                  lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))])
+def test_layers_that_an_adapter_would_replace_by_another(make):
+    model = nn.Sequential(make(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="0 is no plain nn.Linear"):
+        lora.inject(model, targets="0")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_nothing_but_the_head_to_adapt():
+    with pytest.raises(ValueError, match="nothing to adapt"):
+        lora.inject(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), targets="all-linear")
+
+
+def test_dora_of_a_row_of_zeros():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].weight.data[1] = 0
+    x = torch.randn(3, 4)
+    before = model(x)
+    lora.inject(model, targets="0", dora=True)
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(lora.merge(model)(x), before)
+
+
 def test_a_foreign_model_may_have_a_module_of_any_name():
     model = nn.Sequential(nn.Linear(4, 4))
     model.mlm, model.classifier = nn.Linear(4, 4), nn.Linear(4, 2)

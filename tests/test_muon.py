@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muon import Muon, newton_schulz
+from muon import Muon, newton_schulz, split_parameters
 
 
 def test_the_same_steps_as_torch():
@@ -52,3 +52,22 @@ def test_an_update_is_nearly_orthogonal(shape, dtype):
     values = inside.diagonal(dim1=1, dim2=2)
     assert 0.5 < values.min() and values.max() < 1.35
     assert (inside - torch.diag_embed(values)).abs().max() < 0.1
+
+
+def test_a_weight_of_two_layers_moves_once():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    matrices, others = split_parameters(model)
+    assert len(matrices) == 1 and matrices[0] is model[0].weight and len(others) == 4
+
+
+def test_a_closure_as_in_torch():
+    p = torch.nn.Parameter(torch.eye(3))
+    muon = Muon([p], lr=0.1)
+
+    def closure():
+        muon.zero_grad()
+        loss = (p ** 2).sum()
+        loss.backward()
+        return loss
+    assert muon.step(closure) == 3 and (p ** 2).sum() < 3

@@ -284,6 +284,29 @@ def test_an_adapter_for_a_revision_of_the_hub(tmp_path, refused):
     assert "revision is 'v1.0'" in refused(predict, ["--checkpoint", str(tmp_path), "x"])
 
 
+def test_no_text_to_fill(base, tmp_path, refused):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert "there are no texts" in refused(predict, ["--checkpoint", base["bert"], "--file",
+                                                     str(tmp_path / "empty.txt")])
+
+
+def test_masks_beside_a_column_of_that_name(base, tmp_path, capsys):
+    """In every line under one name, though the column is in one row alone."""
+    file = tmp_path / "m.jsonl"
+    file.write_text('{"text": "a [MASK] b"}\n{"text": "a [MASK] b", "masks": "x"}\n')
+    use(base["bert"], "--file", file, "--json")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all("predicted_masks" in row for row in rows) and rows[1]["masks"] == "x"
+
+
+def test_two_classes_of_one_name(classifier, tmp_path, refused):
+    shutil.copytree(classifier, tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    config |= {"id2label": {"0": "cat", "1": "cat"}, "label2id": {"cat": 0}}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    assert "several classes have one name" in refused(predict, ["--checkpoint", str(tmp_path / "copy"), "a"])
+
+
 def test_an_adapter_is_not_merged_over_its_base(finetuning, base, tmp_path, capsys, refused):
     shutil.copytree(base["bert"], tmp_path / "base")
     finetune.main([*finetuning(tmp_path / "lora", "single", "bert", "--train", "lora", "--epochs", "1"),

@@ -596,6 +596,16 @@ def test_an_unknown_header_of_texts_is_pointed_out(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+def test_columns_without_names_that_have_changed_places(tmp_path):
+    """What is in them counts for more than their places in the file of training."""
+    train = tasks.read_file(write(tmp_path, "train.csv", "pos,a b c d e\nneg,f g h i j\n" * 5), False)
+    assert train.columns == (["2"], ["1"])
+    new = write(tmp_path, "new.csv", "a b c d e,100\nf g h i j,101\n")
+    assert tasks.read_file(new, False, labelled=False, like=train.columns).texts[0] == ("a b c d e",)
+    same = write(tmp_path, "same.csv", "100,a b c d e\n101,f g h i j\n")
+    assert tasks.read_file(same, False, labelled=False, like=train.columns).texts[0] == ("a b c d e",)
+
+
 def test_a_first_row_that_is_taken_for_a_header_is_pointed_out(tmp_path, capsys):
     file = write(tmp_path, "new.csv", "a text of several words,review\nand one more of them,other\n")
     assert tasks.read_file(file, labelled=False).texts == [("other",)]

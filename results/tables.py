@@ -316,8 +316,8 @@ next section, by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks
 
 {downstream()}
 
-Eleven million tokens of Wikipedia say little about the sentiment of film reviews: here pretraining does not
-pay.
+Eleven million tokens of Wikipedia say little about the sentiment of film reviews, and pretraining does not
+pay there. For what one sentence says of another it does.
 
 ## LoRA's defaults beside full fine-tuning
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bench
 import roberta
+import runtime
 from conftest import ROOT
 
 EXACT = ["--dropout", "0", "--dtype", "float32", "--threads", "1", "--steps", "1", "--rounds", "1"]
@@ -63,7 +64,8 @@ def test_both_sides_have_one_loss(measured):
     ours, default, best = measured["results"]
     assert [row["side"] for row in measured["results"]] == ["ours", "default", "best"]
     assert ours["how"] == "float32" and default["how"] == "float32 sdpa"
-    assert best["how"] == min(best["tried_ms"], key=best["tried_ms"].get) and len(best["tried_ms"]) == 4
+    assert best["how"] == min(best["tried_ms"], key=best["tried_ms"].get)
+    assert len(best["tried_ms"]) == (4 if runtime.pick_dtype(torch.device("cpu")) == "bfloat16" else 2)
     assert default["loss"] == pytest.approx(ours["loss"], abs=1e-3)
     assert best["loss"] == pytest.approx(ours["loss"], abs=0.05)
 

@@ -213,22 +213,6 @@ def speed(*names):
     return table(columns[:len(rows[0])], rows)
 
 
-def costs():
-    """A step with one thing changed at a time."""
-    report = read("bench_costs.json")
-    return table(["changed", "rows", "tokens in a row", "layers", "masked", "a step", "tokens a second"],
-                 [[result["changed"], result["rows"], result["length"], result["layers"], result["masked"],
-                   f"{result['ms']:.0f} ms", f"{result['tokens_per_s']:,.0f}"]
-                  for result in report["results"]])
-
-
-def processes():
-    report = read("bench_processes.json")
-    return table(["processes", "tokens a second", "ratio", "validation loss"],
-                 [[result["processes"], f"{result['tokens_per_s']:,.0f}", f"{result['ratio']:.2f}",
-                   f"{result['val_loss']:.4f}"] for result in report["results"]])
-
-
 def finetuning_speed():
     report = read("bench_finetuning.json")
     return table(["rows a second", "flatbert", "`Trainer`", "ratio", "`Trainer`, grouped by length", "ratio"],

@@ -36,9 +36,10 @@ def fine_tuned(base, tmp_path):
     """A checkpoint with a random classifier, opened: model, tokenizer, kind."""
     def make(family, head, **config):
         model = getattr(importlib.import_module(family), head).from_pretrained(base[family], **config)
-        model.save_pretrained(tmp_path)
-        inference.open_model(base[family])[1].save(tmp_path)
-        model, tokenizer = inference.open_model(str(tmp_path))
+        (tmp_path / family).mkdir(exist_ok=True)
+        model.save_pretrained(tmp_path / family)
+        inference.open_model(base[family])[1].save(tmp_path / family)
+        model, tokenizer = inference.open_model(str(tmp_path / family))
         return model, tokenizer, inference.kind_of(model)
     return make
 

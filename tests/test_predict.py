@@ -256,15 +256,18 @@ def test_the_columns_of_fine_tuning_are_remembered(files, base, tmp_path, capsys
     rows = Path(files["train_single"]).read_text().splitlines()[1:]
     lines = ["headline,mood,text,label"] + [f"{row},x y,odd" for row in rows]
     (tmp_path / "rows.csv").write_text("\n".join(lines))
-    finetune.main(["--init_from", base["bert"], "--train_file", str(tmp_path / "rows.csv"), "--max_steps",
-                   "3", "--text_columns", "headline", "--label_column", "mood", "--out_dir",
+    finetune.main(["--init_from", base["bert"], "--train", "lora", "--train_file", str(tmp_path / "rows.csv"),
+                   "--text_columns", "headline", "--label_column", "mood", "--max_steps", "3", "--out_dir",
                    str(tmp_path / "out")])
     capsys.readouterr()
     for more, columns in (((), "headline; mood"), (("--text_columns", "text"), "text; mood")):
         use(tmp_path / "out", "--evaluate", tmp_path / "rows.csv", *more)
         assert f"columns: {columns}\n" in capsys.readouterr().out
-    use(tmp_path / "out", "--file", tmp_path / "rows.csv")
-    assert capsys.readouterr().out.splitlines()[0].endswith(rows[0].split(",")[0])
+    use(tmp_path / "out", "--merge", tmp_path / "merged")
+    for name in ("out", "merged"):
+        capsys.readouterr()
+        use(tmp_path / name, "--file", tmp_path / "rows.csv")
+        assert capsys.readouterr().out.splitlines()[0].endswith(rows[0].split(",")[0])
 
 
 def test_one_column_of_several_is_not_all_labels(finetuning, files, tmp_path, refused):

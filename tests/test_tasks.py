@@ -465,13 +465,13 @@ def test_files_of_a_run_have_the_same_columns(tmp_path):
     """Those of the first; another file may have more of the usual names."""
     train = tasks.read_file(write(tmp_path, "a.csv", "text,sentiment\na b,0\nc d,1\n"))
     file = write(tmp_path, "b.csv", "sentence,text,id,label,sentiment\nx,a b,1,0,1\ny,c d,2,1,0\n")
-    assert tasks.read_file(file, like=train).labels == ["1", "0"]
-    assert tasks.read_file(file, like=train).texts == [("a b",), ("c d",)]
-    assert tasks.read_file(file, label_column="label", like=train).labels == ["0", "1"]
+    assert tasks.read_file(file, like=train.columns).labels == ["1", "0"]
+    assert tasks.read_file(file, like=train.columns).texts == [("a b",), ("c d",)]
+    assert tasks.read_file(file, label_column="label", like=train.columns).labels == ["0", "1"]
     file = write(tmp_path, "c.csv", "text,label\na b,0\n")  # has another name for it
-    assert tasks.read_file(file, like=train).labels == ["0"]
+    assert tasks.read_file(file, like=train.columns).labels == ["0"]
     hub = tasks.Examples([("a b",)], ["0"], ["row 1"])  # a task's rows, which have no columns
-    assert tasks.read_file(file, like=hub).texts == [("a b",)]
+    assert tasks.read_file(file, like=hub.columns).texts == [("a b",)]
 
 
 def test_rows_that_nobody_labelled(tmp_path):

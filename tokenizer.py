@@ -903,12 +903,12 @@ def tokenizer_config(path):
 
 def read_config(path):
     """-> tokenizer_config.json, and whether transformers takes all from tokenizer.json: then the first is {}.
-    ValueError for the class of a tokenizer that is not one of KINDS."""
-    config = tokenizer_config(path)
-    name = config.get("tokenizer_class") or "BertTokenizer"
+    ValueError for the class of a tokenizer that is not one of KINDS; config.json may be where it is named."""
+    config, model = tokenizer_config(path), read_json(os.path.join(path, "config.json"), default={})
+    name = config.get("tokenizer_class") or model.get("tokenizer_class") or "BertTokenizer"
     alone = name in ("PreTrainedTokenizerFast", "TokenizersBackend")
     if not alone and not re.fullmatch("((Distil)?Bert|Electra|Roberta|GPT2|Albert)Tokenizer(Fast)?", name):
-        raise ValueError(f"tokenizer_config.json: a {name} is not BERT's, RoBERTa's or ALBERT's tokenizer")
+        raise ValueError(f"tokenizer_class: a {name} is not BERT's, RoBERTa's or ALBERT's tokenizer")
     return ({} if alone else config), alone
 
 

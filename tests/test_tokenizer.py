@@ -390,9 +390,12 @@ def test_albert_without_a_space_before_words_is_refused(trained, tmp_path):
         tokenizer.load(str(tmp_path))
 
 
-def test_classes_of_other_tokenizers_are_refused(trained, tmp_path):
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
+def test_classes_of_other_tokenizers_are_refused(name, trained, tmp_path):
+    """The Japanese BERT names its class in config.json alone; its tokens are in a vocab.txt like any."""
     save(trained["wordpiece"], tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    (tmp_path / name).write_text('{"model_type": "bert", "tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(ValueError, match="a BertJapaneseTokenizer is not BERT's"):
         tokenizer.load(str(tmp_path))
 

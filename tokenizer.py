@@ -928,15 +928,22 @@ def described_tokens(path):
 
 
 def check_frame(path, tokenizer):
-    """ValueError for a tokenizer.json that does not put [CLS] and [SEP] around a text."""
+    """ValueError for a tokenizer.json that does not put [CLS] and [SEP] around a text, or between two what
+    tasks.encode puts there."""
     frame = read_json(os.path.join(path, "tokenizer.json"))["post_processor"] or {}
-    if "single" in frame:
-        found = [step.get("SpecialToken", {}).get("id") for step in frame["single"]]  # None is the text
+    cls, sep = tokenizer.special_tokens.get("cls"), tokenizer.special_tokens.get("sep")
+    between = [sep] * (2 if isinstance(tokenizer, ByteLevelBPE) else 1)
+    if "single" in frame:  # None is a text
+        one, two = ([step.get("SpecialToken", {}).get("id") for step in frame[name]]
+                    for name in ("single", "pair"))
     else:
-        found = [frame.get("cls", [None])[0], None, frame.get("sep", [None])[0]]
-    wanted = [tokenizer.special_tokens.get("cls"), None, tokenizer.special_tokens.get("sep")]
-    if found != wanted:
-        raise ValueError(f"tokenizer.json does not put {wanted[0]} before a text and {wanted[2]} after it")
+        first, last = (frame.get(name, [None])[0] for name in ("cls", "sep"))
+        one, twice = [first, None, last], [last] * (2 if frame.get("type") == "RobertaProcessing" else 1)
+        two = [first, None, *twice, None, last]
+    if one != [cls, None, sep]:
+        raise ValueError(f"tokenizer.json does not put {cls} before a text and {sep} after it")
+    if two != [cls, None, *between, None, sep]:
+        raise ValueError(f"tokenizer.json does not put {''.join(between)} between two texts")
 
 
 def has_tokenizer_json(path):

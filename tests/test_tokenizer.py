@@ -357,6 +357,9 @@ def without_step(name):
     ("wordpiece", None, None), ("bpe", None, None), ("unigram", None, None),
     ("wordpiece", lambda content: content.update(post_processor=None), r"does not put \[CLS\] before a text"),
     ("bpe", lambda content: content.update(post_processor={"type": "ByteLevel"}), "does not put <s> before"),
+    ("bpe", lambda content: content["post_processor"].update(type="BertProcessing"), "</s></s> between two"),
+    ("wordpiece", lambda content: content["post_processor"]["pair"].insert(
+        2, content["post_processor"]["pair"][2]), r"does not put \[SEP\] between two"),
     ("wordpiece", lambda content: content["normalizer"].update(clean_text=False), "not BERT's"),
     ("wordpiece", lambda content: content["model"].update(unk_token="[PAD]"), "not BERT's"),
     ("wordpiece", lambda content: content["model"].update(max_input_chars_per_word=20), "not BERT's"),

@@ -211,7 +211,8 @@ class Encoder(Pretrained):
         x = self.embedding_to_hidden(self.embeddings(input_ids, token_type_ids))  # (B, T, E) -> (B, T, H)
         attn_mask = None if attention_mask is None else attention_mask[:, None, None].bool()  # (B, 1, 1, T)
         groups, depth = self.config.num_hidden_groups, self.config.num_hidden_layers
-        layers = [layer for i in range(depth) for layer in self.groups[i * groups // depth]]
+        # rounded as in transformers: of 14 groups for 18 layers, layer 9 takes group 6, not 7
+        layers = [layer for i in range(depth) for layer in self.groups[int(i / (depth / groups))]]
         for layer in layers[:-1]:
             x = layer(x, attn_mask)
         return layers[-1](x, attn_mask, positions)

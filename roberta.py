@@ -355,7 +355,8 @@ KEYS = {  # our module: theirs; {} stands for a number; the parameters have the 
     "classifier.dense": "classifier.dense",
     "classifier.out": "classifier.out_proj",
 }
-HF_DEFAULTS = {"layer_norm_eps": 1e-12}  # transformers' defaults that differ from Config's
+HF_DEFAULTS = {  # transformers' defaults that differ from Config's
+    "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "type_vocab_size": 2}
 # A file may lack a head or have another, and may hold tied parameters twice.
 HEADS = (BASE + "pooler.", "lm_head.", "classifier.", "qa_outputs.")
 TIED = {KEYS["mlm"] + ".decoder.weight": BASE + "embeddings.word_embeddings.weight",

@@ -418,19 +418,20 @@ def test_the_number_of_labels_is_that_of_transformers(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_config_json_leaves_out_is_transformers_default(family, tmp_path):
-    """Where that is not the published model's: RoBERTa's epsilon, ALBERT's 64 heads."""
+    """Where that is not the published model's: RoBERTa's epsilon and table sizes, ALBERT's 64 heads."""
     module = importlib.import_module(family)
+    sizes = dict(max_position_embeddings=512, type_vocab_size=2) if family == "roberta" else {}
     more = dict(hidden_size=128, embedding_size=128) if family == "albert" else {}
-    module.Encoder(module.Config(**TINY | more)).save_pretrained(tmp_path)
+    module.Encoder(module.Config(**TINY | more | sizes)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("layer_norm_eps", "num_attention_heads"):
-        if family == "albert" or name == "layer_norm_eps":
-            del config[name]
+    left_out = ["layer_norm_eps", *sizes, *["num_attention_heads"] * (family == "albert")]
+    for name in left_out:
+        del config[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours = module.Encoder.from_pretrained(str(tmp_path)).config
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert ours.layer_norm_eps == theirs.layer_norm_eps
-    assert ours.num_attention_heads == theirs.num_attention_heads
+    for name in left_out:
+        assert getattr(ours, name) == getattr(theirs, name)
 
 
 def test_adapters_anywhere_are_not_saved_as_weights(tmp_path):

@@ -54,7 +54,9 @@ def open_encoder(path):
     with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
         encoder = runtime.model_module(path).Encoder.from_pretrained(path)
     tokenizer = open_tokenizer(path, encoder.config)
-    file = os.path.join(tokenizers.local_directory(path), "sentence_bert_config.json")
+    folder = tokenizers.local_directory(path)
+    named = [os.path.join(folder, f"sentence_{family}_config.json") for family in runtime.MODELS]
+    file = next(filter(os.path.exists, named), named[0])  # after the family only in old checkpoints
     settings = tokenizers.read_json(file, {})  # of sentence-transformers, which has a length of its own
     known, longest = settings.get("max_seq_length") or tokenizer.max_length, encoder.config.longest_row
     tokenizer.max_length = min(known, longest) if isinstance(known, (int, float)) else longest

@@ -251,6 +251,17 @@ def test_a_tokenizer_that_says_no_length(tmp_path):
     assert tokenizer.max_length == theirs.max_seq_length == 512
 
 
+@pytest.mark.parametrize("family", ["roberta", "albert"])
+def test_the_length_in_a_file_named_after_the_family(family, tmp_path):
+    """As sentence-transformers wrote it in its first versions, and still reads it."""
+    shutil.copytree(MINILM, tmp_path / "model")
+    (tmp_path / "model" / "sentence_bert_config.json").unlink()
+    (tmp_path / "model" / f"sentence_{family}_config.json").write_text('{"max_seq_length": 75}')
+    _, tokenizer = inference.open_encoder(str(tmp_path / "model"))
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert tokenizer.max_length == theirs.max_seq_length == 75
+
+
 def test_damaged_files_of_sentence_transformers(tmp_path, refused):
     shutil.copytree(MINILM, tmp_path / "model")
     argv = ["--checkpoint", str(tmp_path / "model"), "--embed", str(tmp_path / "x.npy"), "a"]

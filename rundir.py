@@ -1,10 +1,10 @@
 """
 What a run leaves in its out_dir: log.jsonl, checkpoints that appear whole, and the model card.
 
-    log = Log(args, host)             # locks the folder; an older run stays until the first checkpoint
-    log.write("step 1 ...", step=1, loss=9.1)
-    log.checkpoint(write)              # of the files that write(folder) writes
-    write_card(out_dir)               # a README.md for the hub, made of the log, as the last thing
+    log = Log(args, host)                      # locks the folder
+    log.write("step 1 ...", step=1, loss=9.1)  # the text on the screen, the numbers in log.jsonl
+    log.checkpoint(write)                      # of the files that write(folder) writes
+    write_card(out_dir)                        # a README.md for the hub, made of the log, as the last thing
 
     hf auth login
     hf upload you/my-roberta out/roberta --exclude "resume*.pt"
@@ -34,12 +34,12 @@ OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_m
 
 
 class Log:
-    """log.jsonl, an object a line. While it waits, lines are kept in memory and the disk is untouched: an
-    older run stays whole until this one has something to put in its place."""
+    """log.jsonl, an object a line. While it waits, the lines are in memory: an older run stays whole until
+    this one has a checkpoint to put in its place."""
 
     def __init__(self, args, host, waits=False):
-        self.out_dir, self.host, self.waits = args.out_dir, host, waits
-        self.writes, self.lines = host.rank == 0 and not args.dry_run, []
+        self.out_dir, self.host, self.waits, self.lines = args.out_dir, host, waits, []
+        self.writes = host.rank == 0 and not args.dry_run
         self.track = tracker(args) if self.writes and args.report != "none" else None
         if self.writes:
             os.makedirs(args.out_dir, exist_ok=True)
@@ -52,14 +52,15 @@ class Log:
         """The line; and the text, which has the same numbers, on the screen."""
         if text:
             self.host.say(text)
-        if self.writes:
-            self.lines.append(json.dumps(line) + "\n")
+        if not self.writes:
+            return
+        self.lines.append(json.dumps(line) + "\n")
+        if not self.waits:
+            self.append(self.out_dir)
         if self.track and "step" in line:
             seed = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
             self.track({seed * (name != "step") + name: value for name, value in line.items()
                         if isinstance(value, (int, float))})
-        if self.writes and not self.waits:
-            self.append(self.out_dir)
 
     def append(self, folder):
         with open(os.path.join(folder, "log.jsonl"), "a", encoding="utf-8") as f:
@@ -79,8 +80,7 @@ class Log:
 
 
 def read_log(out_dir, name="log.jsonl"):
-    """The lines of a log, as dicts; not a last one that is half written. FileNotFoundError, or ValueError for
-    a damaged one."""
+    """The lines of a log, as dicts. FileNotFoundError, or ValueError for a damaged line."""
     file, log = os.path.join(out_dir, name), []
     if not os.path.exists(file):
         raise FileNotFoundError(f"{out_dir} holds no run: there is no {file}")
@@ -115,8 +115,8 @@ def tracker(args):
 
 
 def lock(out_dir, shared=False):
-    """-> a file descriptor that keeps other runs of this machine out of the folder until it is closed,
-    however this process ends. ValueError while one is there. shared: only against those that are not."""
+    """-> a file descriptor: until it is closed, or the process ends, no other run of this machine gets one
+    for the folder, but ValueError. shared: several get one, if all of them are shared."""
     if fcntl is None or not os.path.isdir(out_dir):
         return None
     descriptor = os.open(out_dir, os.O_RDONLY)
@@ -141,8 +141,9 @@ def check_out_dir(flag, out_dir, source, overwrite):
     """Errors for an out_dir that cannot be written, that holds a run, or that is what the run starts from."""
     check_unlocked(out_dir)
     check_disk(flag, out_dir)
-    if outputs_in(out_dir) - {"log.jsonl"} and not overwrite:  # a log alone: that run saved nothing
-        resume = "go on with it by --init_from resume, " if "resume.pt" in os.listdir(out_dir) else ""
+    found = outputs_in(out_dir)
+    if found - {"log.jsonl"} and not overwrite:  # a log alone: that run saved nothing
+        resume = "go on with it by --init_from resume, " if "resume.pt" in found else ""
         raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
                          "--overwrite")
     if source != "scratch" and os.path.realpath(out_dir) == os.path.realpath(source):
@@ -155,8 +156,7 @@ def outputs_in(out_dir):
 
 
 def check_sources(out_dir, **flags):
-    """flags: the paths of each flag that names data. ValueError for a file that the run would overwrite, and
-    for a folder that its log would be in."""
+    """flags: the paths of each flag that names data. ValueError for those that the run would write to."""
     out_dir = Path(out_dir).resolve()
     for flag, names in flags.items():
         for path in (Path(name).resolve() for name in names or ()):
@@ -170,25 +170,13 @@ def check_sources(out_dir, **flags):
 def remove_outputs(out_dir, names):
     """Remove these files from out_dir; but not a README.md that somebody wrote."""
     for name in names:
-        if name != "README.md" or is_own_card(out_dir):
+        if name != "README.md" or not foreign_card(out_dir):
             Path(out_dir, name).unlink(missing_ok=True)
-
-
-def is_own_card(out_dir):
-    file = Path(out_dir, "README.md")
-    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    body, mark, last = text.rpartition("<!--")
-    return mark + last == signature(body)
-
-
-def signature(body):
-    """The last line of a card, by which it is known to be as it was written."""
-    return f"<!-- by flatbert, {hashlib.sha256(body.encode()).hexdigest()[:16]} -->\n"
 
 
 def check_disk(flag, folder, needed=0):
     """OSError that names the flag if the folder takes no files, or if the disk has no room for that many
-    bytes, with what a run before has left there."""
+    bytes. What a run before has left there is room, too."""
     place = os.path.abspath(folder)
     while not os.path.exists(place):  # it is made later
         place = os.path.dirname(place)
@@ -207,9 +195,8 @@ def check_disk(flag, folder, needed=0):
 
 
 def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
-    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole.
-    replace: in place of an older run, whose other files go. OSError, with out_dir as it was, where the disk
-    is full."""
+    """Call write(folder) on an empty folder, then move what it wrote into out_dir: each file appears whole,
+    and out_dir stays as it was where the disk is full. replace: other files of an older run go."""
     folder = os.path.join(out_dir, temporary)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
@@ -232,16 +219,40 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
 # -----------------------------------------------------------------------------
 # The model card
 
+def write_card(out_dir):
+    """README.md in out_dir, which holds a run that has ended; but not in place of one that somebody wrote."""
+    text = model_card(out_dir)
+    def write(folder):
+        with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
+            f.write(text + signature(text))
+    if not foreign_card(out_dir):
+        save_files(out_dir, write)
+
+
+def signature(text):
+    """The last line of a card, which shows whether somebody has changed it."""
+    return f"<!-- by flatbert, {hashlib.sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def foreign_card(out_dir):
+    """Whether there is a README.md that somebody wrote or changed."""
+    file = Path(out_dir, "README.md")
+    if not file.exists():
+        return False
+    text, mark, last = file.read_text(encoding="utf-8", errors="replace").rpartition("<!--")
+    return mark + last != signature(text)
+
+
 def model_card(out_dir):
-    """The text of it. out_dir holds a run that has ended."""
     lines = read_log(out_dir)
     run, final = dict(lines[0]), lines[-1]
     for line in lines:
-        run |= line if "resumed_at" in line else {}  # some flags may have changed
+        if "resumed_at" in line:  # some flags may have changed
+            run |= line
     model_type = runtime.read_config(out_dir)["model_type"]
-    start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
     facts_of = pretraining_facts if "unigram_nats" in run else finetuning_facts
     tags, facts = facts_of(run, final, tokenizers.load(out_dir))
+    start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
     if run["init_from"] != "scratch" and not os.path.isdir(run["init_from"]):
         tags["base_model"] = run["init_from"]
     tags["tags"] = [model_type]
@@ -292,14 +303,3 @@ def finetuning_facts(run, final, tokenizer):
         facts["test"] = ", ".join(f"{name} {value:.4f}" for name, value in best["test"].items())
     return {"library_name": "peft" if run["train"] == "lora" else "transformers",
             "pipeline_tag": f"{'token' if run['kind'] == 'tokens' else 'text'}-classification"}, facts
-
-
-def write_card(out_dir):
-    """README.md in out_dir, which holds a run that has ended."""
-    text = model_card(out_dir)
-    if os.path.exists(os.path.join(out_dir, "README.md")) and not is_own_card(out_dir):
-        return  # somebody has written one
-    def save(folder):
-        with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
-            f.write(text + signature(text))
-    save_files(out_dir, save)

@@ -125,46 +125,44 @@ def parse_arguments(argv):
     if args.init_from == "resume":
         args, state = resumed_arguments(p, argv, args.out_dir or f"out/{args.model or 'roberta'}")
     else:
-        scratch = args.init_from == "scratch"
-        if not scratch and (args.preset or args.positions):
-            raise ValueError(f"--{'preset' if args.preset else 'positions'}: a checkpoint has its own size")
-        recipe = args.recipe or ("fast" if scratch else "paper")
-        model = "roberta" if scratch else runtime.read_config(args.init_from)["model_type"]
-        device_type = runtime.choose_device(args.device).partition(":")[0]
-        defaults = {"recipe": recipe, "model": model} | RECIPES[recipe] | DEFAULTS[device_type]
-        if any(getattr(args, name) for name in LENGTHS):
-            del defaults["max_minutes"]
-        p.set_defaults(**defaults)
-        args = p.parse_args(argv)  # again: the defaults depend on flags
+        set_defaults(p, args)
+        args = p.parse_args(argv)  # again: the defaults depend on some of the flags
+        args.command = runtime.command("train_mlm.py", argv)
+    args.device = runtime.choose_device(args.device)
+    args.out_dir = args.out_dir or f"out/{args.model}"
+    module = importlib.import_module(args.model)
+    if args.init_from == "scratch":
+        args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
+    elif given := p.given(args, ("preset", "positions", *FRESH)):
+        raise ValueError(f"{', '.join(given)}: a checkpoint has its own size and weights")
     if p.given(args, ["vocab_size"]) and (
             args.init_from != "scratch" or args.tokenizer and args.tokenizer not in tokenizers.KINDS):
         raise ValueError("--vocab_size: only a tokenizer that is trained here takes it")
-    module = importlib.import_module(args.model)
     if args.sentence_weight != 1 and not module.SENTENCE_TASK:
         raise ValueError(f"--sentence_weight: {args.model} has no sentence task")
-    args.device = runtime.choose_device(args.device)
-    if args.init_from == "scratch":
-        args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
-    elif given := p.given(args, FRESH):
-        raise ValueError(f"{', '.join(given)}: a checkpoint has its weights")
-    else:
-        vars(args).update(dict.fromkeys(FRESH, False))
     if args.neighbours and not args.sinusoids:
         raise ValueError("--neighbours: heads find a neighbour by --sinusoids; give both, or --no-neighbours")
-    args.out_dir = args.out_dir or f"out/{args.model}"
-    args.command = runtime.command("train_mlm.py", argv)
-    if state:  # the run's commands are one after the other, but for those that only went on
-        changed = p.given(args, set(vars(args)) - {"init_from", "out_dir", "command", *LENGTHS}) or any(
-            getattr(args, name) != state["args"][name] for name in LENGTHS)
-        args.command = state["args"]["command"] + f" && python {args.command}" * bool(changed)
-    rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
     for val, name in itertools.product(args.val_data or (), args.data):
         if os.path.exists(val) and Path(val).resolve().is_relative_to(Path(name).resolve()):
             raise ValueError(f"--val_data {val} is in --data {name}, and would be trained on")
+    rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
     rundir.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
         rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args, state
+
+
+def set_defaults(p, args):
+    """Of a new run, by its recipe, its checkpoint and its device."""
+    scratch = args.init_from == "scratch"
+    recipe = args.recipe or ("fast" if scratch else "paper")
+    model = "roberta" if scratch else runtime.read_config(args.init_from)["model_type"]
+    device_type = runtime.choose_device(args.device).partition(":")[0]
+    p.set_defaults(**{"recipe": recipe, "model": model} | RECIPES[recipe] | DEFAULTS[device_type])
+    if any(getattr(args, name) for name in LENGTHS):
+        p.set_defaults(max_minutes=None)
+    if not scratch:
+        p.set_defaults(**dict.fromkeys(FRESH, False))
 
 
 def resumed_arguments(p, argv, out_dir):
@@ -173,15 +171,18 @@ def resumed_arguments(p, argv, out_dir):
     before = state["args"] | {"out_dir": out_dir}  # it may have moved
     p.set_defaults(**{name: value for name, value in before.items() if name not in LENGTHS})
     args = p.parse_args(argv)
+    args.init_from = before["init_from"]
     if all(getattr(args, name) is None for name in LENGTHS):
         vars(args).update({name: before[name] for name in LENGTHS})
     if unknown := set(vars(args)) - set(before):
         raise ValueError(f"{out_dir} holds a run of an older version, without --{min(unknown)}")
+    changed = [name for name, value in vars(args).items() if value != before[name]]
     for name in FIXED:
-        if getattr(args, name) != before[name]:
+        if name in changed:
             raise ValueError(f"{out_dir} holds a run with --{name} {before[name]}, and "
                              f"{getattr(args, name)} does not go on with it")
-    args.init_from = before["init_from"]
+    if changed:  # else the command only went on
+        args.command += f" && python {runtime.command('train_mlm.py', argv)}"
     return args, state
 
 
@@ -235,24 +236,23 @@ def open_data(args, state, host):
         return data.prepare(corpus, val_corpus, tokenizer, args.vocab_size, args.cache_dir)
     folder = host.once_per_machine(prepare)
     splits, tokenizer = data.load(folder)
-    sizes = [len(splits[name].tokens) for name in ("train", "val")]
-    host.say(f"{folder}: {sizes[0]:,} training tokens, {sizes[1]:,} for validation, of "
-             f"{tokenizer.vocab_size:,} ids")
+    host.say(f"{folder}: {len(splits['train'].tokens):,} training tokens, {len(splits['val'].tokens):,} for "
+             f"validation, of {tokenizer.vocab_size:,} ids")
     # the folder's name ends in a hash of all that its files depend on
     args.fingerprints = {"tokenizer": tokenizer.hash(), "data": folder.rpartition("-")[2]}
-    before = state["args"]["fingerprints"] if state else args.fingerprints
     for name, other in (("tokenizer", "with another tokenizer"), ("data", "on other text")):
-        if before[name] != args.fingerprints[name]:
+        if state and state["args"]["fingerprints"][name] != args.fingerprints[name]:
             raise ValueError(f"{args.out_dir} was trained {other} than the flags give now")
     return splits, tokenizer
 
 
-def open_rows(args, splits, tokenizer, host):
+def open_rows(args, state, host):
     """-> data.Rows of the training and of the validation text."""
-    task = importlib.import_module(args.model).SENTENCE_TASK
     if args.batch_size % (args.accumulation * host.world):
         raise ValueError(f"--batch_size {args.batch_size} does not divide into {args.accumulation} "
                          f"micro-batches on each of {host.world} processes")
+    splits, tokenizer = open_data(args, state, host)
+    task = importlib.import_module(args.model).SENTENCE_TASK
     rows = data.Rows(splits["train"], tokenizer, args.seq_length, task, args.seed, args.masking == "static")
     try:
         val_rows = data.Rows(splits["val"], tokenizer, args.seq_length, task, EVAL_SEED)
@@ -262,12 +262,13 @@ def open_rows(args, splits, tokenizer, host):
         raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
                          f"of {args.batch_size}")
     labels = lambda part: part.pairs(0)[2]  # of the sentence task, in the first epoch
-    if task == "nsp" and labels(rows).mean() < 0.3:
-        raise ValueError(f"{' '.join(args.data)} has too few documents to pair sentences of different ones, "
-                         "as BERT's second task does; put blank lines between documents, or take RoBERTa")
-    if task == "nsp" and labels(val_rows).mean() < 0.3:
-        host.say("the validation text has too few documents to pair sentences of different ones: its nsp "
-                 "accuracy says little")
+    if task == "nsp":
+        problem = "has too few documents to pair sentences of different ones"
+        if labels(rows).mean() < 0.3:
+            raise ValueError(f"{' '.join(args.data)} {problem}, as BERT's second task does; put blank lines "
+                             "between documents, or take RoBERTa")
+        if labels(val_rows).mean() < 0.3:
+            host.say(f"the validation text {problem}: its nsp accuracy says little")
     if task == "sop":
         share = np.mean(labels(rows) != -100)
         if not share:
@@ -278,10 +279,10 @@ def open_rows(args, splits, tokenizer, host):
     return rows, val_rows
 
 
-def open_model(args, rows, tokenizer, state):
+def open_model(args, state, rows):
     """The model, on the CPU. Every process, and every run with this seed, starts from the same weights."""
     torch.manual_seed(args.seed)
-    module = importlib.import_module(args.model)
+    module, tokenizer = importlib.import_module(args.model), rows.tokenizer
     if state:
         model = runtime.set_dropout(module.ForPreTraining(module.Config(**state["config"])), args.dropout)
         model.load_state_dict(state["model"])
@@ -305,15 +306,16 @@ def open_model(args, rows, tokenizer, state):
     # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors;
     # the last ones stay until the next are there, and resume.pt one save longer.
     rundir.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
-    if args.lr is None:
-        args.lr = default_lr(model.config, args.optimizer) if args.init_from == "scratch" else 5e-5
+    args.lr = args.lr or default_lr(args, model.config)
     return model
 
 
-def default_lr(config, optimizer):
+def default_lr(args, config):
     """With post-LN too high a rate leaves the loss at the unigram line. Wider models need a lower one, with
     AdamW deeper ones, too."""
-    if optimizer == "muon":
+    if args.init_from != "scratch":
+        return 5e-5
+    if args.optimizer == "muon":
         return 4e-3 if config.hidden_size <= 512 else 1e-3
     if config.num_hidden_layers == 1:
         return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
@@ -360,7 +362,7 @@ def restore(optimizers, state, host):
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
-def wrap(model, batches, args, host):
+def wrap(model, rows, step, elapsed, max_steps, args, host):
     """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
     starts and before an old run is overwritten; with two batches, as a sampled softmax changes its size."""
     if not args.compile:
@@ -368,7 +370,8 @@ def wrap(model, batches, args, host):
     host.say("compiling ...")
     model.compile()  # in place: the names of the parameters stay
     parallel = host.wrap(model)
-    for batch in batches:
+    for i in (step, step + 1):
+        batch = read_batches(rows, i, elapsed, max_steps, args, host)[0]
         with host.autocast(args.seq_length):
             _, parts = parallel(**host.to_device(batch))
         sums_of(parts, *count_targets(batch)).sum().backward()
@@ -386,17 +389,17 @@ def mask_rate(args, progress):
 def read_batches(rows, step, elapsed, max_steps, args, host):
     """This process's micro-batches of one step: what a model's forward takes, as arrays."""
     rate = mask_rate(args, runtime.share_done(step, elapsed, max_steps, args))
-    first, size = step * args.batch_size, args.batch_size // host.world
-    mine, sample = host.rank * size + np.arange(size), {}
-    if args.softmax == "sampled":  # from the labels of all processes, so that all have the same
-        batch = rows.batch(first + np.arange(args.batch_size), rate, args.mask_unit)
+    numbers = step * args.batch_size + np.arange(args.batch_size)
+    size, sample = args.batch_size // host.world, {}
+    micro, mine = size // args.accumulation, slice(host.rank * size, (host.rank + 1) * size)
+    if args.softmax == "full":
+        batch = rows.batch(numbers[mine], rate, args.mask_unit)
+    else:  # sampled from the labels of all processes, so that all have the same
+        batch = rows.batch(numbers, rate, args.mask_unit)
         if (batch["labels"] != -100).any():
             sample["candidates"], sample["corrections"], batch["labels"] = data.sampled_softmax(
                 batch["labels"], rows.unigram_probs)
         batch = {name: array[mine] for name, array in batch.items()}
-    else:
-        batch = rows.batch(first + mine, rate, args.mask_unit)
-    micro = size // args.accumulation
     return [{name: array[i:i + micro] for name, array in batch.items()} | sample
             for i in range(0, size, micro)]
 
@@ -408,9 +411,9 @@ def count_targets(batch):
 
 
 def sums_of(parts, targets, pairs):
-    """The mean losses and accuracies of a batch, each times a weight -> a tensor of four: MLM loss, masked
-    accuracy, sentence loss, sentence accuracy. Weighted by how many targets and pairs the batch has, they are
-    sums; by which share it has of those of the step, they add up to the means of the step."""
+    """A batch's means, MLM loss, masked accuracy, sentence loss and sentence accuracy, each times a weight ->
+    a tensor of four. With its numbers of targets and pairs as weights they are sums; with its shares of those
+    of the step they add up to the means of the step."""
     names = ("mlm_loss", "mlm_accuracy", "sentence_loss", "sentence_accuracy")
     means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
     # a mean over none is NaN; times 0, and not left out, as DDP waits for a gradient of every parameter
@@ -420,8 +423,7 @@ def sums_of(parts, targets, pairs):
 
 @torch.no_grad()
 def evaluate(model, batches, host):
-    """-> validation loss, masked accuracy, sentence loss, sentence accuracy: means over all targets, NaN over
-    none."""
+    """-> the four of sums_of() for the validation batches: means over all targets, NaN over none."""
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=host.device)
     for batch in batches[host.rank::host.world]:
@@ -472,64 +474,68 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
 class Report:
     """The lines of a run: the same numbers on the screen and in log.jsonl."""
 
-    def __init__(self, args, state, host, model, rows, unigram, step, elapsed, max_steps, log):
-        self.args, self.host, self.log, self.task = args, host, log, rows.task
-        self.unigram, self.max_steps, self.step_tokens = unigram, max_steps, args.batch_size * args.seq_length
+    def __init__(self, args, state, host, log, model, rows, val_rows, unigram, max_steps, step, elapsed):
+        self.args, self.log, self.val, self.unigram = args, log, val_rows.tokens, unigram
+        self.task, self.max_steps, self.step_tokens = rows.task, max_steps, args.batch_size * args.seq_length
         self.last_step, self.last_time = step, elapsed  # of the last line
-        n_parameters = sum(p.numel() for p in model.parameters())
+        parameters = sum(p.numel() for p in model.parameters())
         if state:
             host.say(f"resuming {args.out_dir} at step {step:,}")
             log.write(resumed_at=step, **vars(args))  # some may have changed
         else:
-            log.write(**vars(args), unigram_nats=unigram, parameters=n_parameters, processes=host.world,
-                      machine=runtime.machine(host.device), torch=torch.__version__,
-                      numpy=np.__version__, python=sys.version.split()[0])
+            log.write(**vars(args), unigram_nats=unigram, parameters=parameters, processes=host.world,
+                      machine=runtime.machine(host.device), torch=torch.__version__, numpy=np.__version__,
+                      python=sys.version.split()[0])
         length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
-        host.say(f"{n_parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
-                 f"{args.seq_length} tokens, {len(rows):,} rows an epoch\n"
-                 f"unigram entropy of the validation targets: {unigram:.3f} nats. Only context gets a loss "
-                 "below it." + ("\nThe training loss is over a sample of the vocabulary, and so it is lower "
-                                "than that of validation." if args.softmax == "sampled" else ""))
-        masked = max(1, round(args.mask_prob * rows.width))
-        row_flops = runtime.flops_of_a_row(model.config, args.seq_length, masked, bool(rows.task))
-        self.flops, self.peak = row_flops / args.seq_length, None  # of a token
-        if host.device.type == "cuda" and args.dtype == "bfloat16" and args.softmax == "full":
-            self.peak = runtime.peak_flops(torch.cuda.get_device_name(host.device))
+        host.say(f"{parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
+                 f"{args.seq_length} tokens, {len(rows):,} rows an epoch\nunigram entropy of the validation "
+                 f"targets: {unigram:.3f} nats. Only context gets a loss below it.")
+        if args.softmax == "sampled":
+            host.say("The training loss is over a sample of the vocabulary, and so it is lower than that of "
+                     "validation.")
+        self.top_speed = None  # tokens/s at the peak of the GPUs, where that can be said
+        peak = runtime.peak_flops(runtime.machine(host.device))
+        if peak and args.dtype == "bfloat16" and args.softmax == "full":
+            masked = max(1, round(args.mask_prob * rows.width))
+            flops = runtime.flops_of_a_row(model.config, args.seq_length, masked, bool(rows.task))
+            self.top_speed = host.world * peak * args.seq_length / flops
 
     def training(self, step, means, progress, elapsed):
         """means over the steps since the last line; elapsed in seconds."""
         loss, accuracy, sentence_loss, sentence_accuracy, norm, judged = means
-        sentence = dict(sentence_loss=sentence_loss / judged,  # judged: the share of the steps with a pair
-                        sentence_accuracy=sentence_accuracy / judged) if judged else {}
         lr, tokens = runtime.learning_rate(self.args.lr, progress, self.args), step * self.step_tokens
         step_seconds = (elapsed - self.last_time) / (step - self.last_step)
         speed, self.last_step, self.last_time = self.step_tokens / step_seconds, step, elapsed
+        line = dict(step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy, lr=lr, grad_norm=norm,
+                    tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
+        text = f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {loss:.3f} | masked acc {accuracy:.3f}"
+        if judged:  # the share of the steps that had a pair of sentences
+            line |= dict(sentence_loss=sentence_loss / judged, sentence_accuracy=sentence_accuracy / judged)
+            text += f" | {self.task} acc {sentence_accuracy / judged:.3f}"
+        text += f" | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s"
+        if self.top_speed:
+            text += f" | mfu {100 * speed / self.top_speed:.1f}%"
         left = (self.max_steps - step) * step_seconds if self.max_steps else (
             60 * self.args.max_minutes - elapsed)
-        mfu = f" | mfu {100 * self.flops * speed / self.host.world / self.peak:.1f}%" if self.peak else ""
-        self.log.write(
-            f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {loss:.3f} | masked acc {accuracy:.3f}"
-            + (f" | {self.task} acc {sentence['sentence_accuracy']:.3f}" if sentence else "")
-            + f" | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s{mfu} | {runtime.clock(left)} left",
-            step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy, **sentence, lr=lr, grad_norm=norm,
-            tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
+        self.log.write(f"{text} | {runtime.clock(left)} left", **line)
 
-    def validation(self, step, means, elapsed, val=None):
-        """val: at the end the data.Tokens of the validation text, for the loss per byte, which does not
-        depend on the tokenizer."""
+    def validation(self, step, means, elapsed, final=False):
+        """final: at the end, with the loss per byte, too, which does not depend on the tokenizer."""
         loss, accuracy, _, sentence_accuracy = means
-        if val and not math.isfinite(loss):
+        if final and not math.isfinite(loss):
             raise runtime.Stop(f"the validation loss is not finite; {self.args.out_dir} holds the weights", 2)
-        sentence = {} if math.isnan(sentence_accuracy) else dict(val_sentence_accuracy=sentence_accuracy)
         line = dict(step=step, tokens=step * self.step_tokens, val_loss=loss, val_masked_accuracy=accuracy,
-                    **sentence, elapsed_s=round(elapsed, 1))
+                    elapsed_s=round(elapsed, 1))
         gap, side = abs(self.unigram - loss), "under" if loss <= self.unigram else "above"
-        text = (f"validation loss {loss:.3f} nats, {gap:.3f} {side} the unigram line, masked acc "
-                f"{accuracy:.3f}" + (f", {self.task} acc {sentence_accuracy:.3f}" if sentence else ""))
-        if not val:
+        text = (f"validation loss {loss:.3f} nats, {gap:.3f} {side} the unigram line, "
+                f"masked acc {accuracy:.3f}")
+        if not math.isnan(sentence_accuracy):
+            line["val_sentence_accuracy"] = sentence_accuracy
+            text += f", {self.task} acc {sentence_accuracy:.3f}"
+        if not final:
             return self.log.write(f"step {step:6,} | {text}", **line)
-        predicted = len(val.tokens) - len(val.documents)  # a [SEP] between documents is not, and has no byte
-        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * predicted / val.bytes)
+        words = len(self.val.tokens) - len(self.val.documents)  # without the [SEP]s, which have no bytes
+        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * words / self.val.bytes)
         self.log.write(f"\nfinal, after {step:,} steps, {line['tokens'] / 1e6:.2f} M tokens and "
                        f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
                        f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)
@@ -538,10 +544,11 @@ class Report:
 
 
 @torch.no_grad()
-def show_fills(args, model, rows, tokenizer, host):
+def show_fills(args, model, rows, host):
     """Print eight masks from validation text, each alone in its row, what the model puts there, and how to
     try others."""
     print("\neight masks in held-out text, [truth] in place, and the model's three best:")
+    tokenizer = rows.tokenizer
     batch = rows.batch(np.linspace(0, len(rows) - 1, 8).astype(int), mask_prob=0)  # one target a row
     batch = {name: array[batch["labels"][:, 0] != -100] for name, array in batch.items()}
     ids, truths, positions = batch["input_ids"], batch.pop("labels"), batch["positions"]
@@ -567,17 +574,15 @@ def train(args, state, host):
     """state: of the run to resume, or None."""
     origin = f"{args.preset} from scratch" if args.init_from == "scratch" else f"from {args.init_from}"
     host.say(f"{args.model}, {origin}; {host.describe()}; text: {' '.join(args.data)}")
-    splits, tokenizer = open_data(args, state, host)
-    rows, val_rows = open_rows(args, splits, tokenizer, host)
-    model = open_model(args, rows, tokenizer, state).to(host.device)
+    rows, val_rows = open_rows(args, state, host)
+    model = open_model(args, state, rows).to(host.device)
     val_batches, unigram = validation_batches(args, val_rows, host)
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
-    to_compile = [read_batches(rows, i, elapsed, max_steps, args, host)[0] for i in (step, step + 1)]
-    parallel = wrap(model, to_compile, args, host)
+    parallel = wrap(model, rows, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
-    report = Report(args, state, host, model, rows, unigram, step, elapsed, max_steps, log)
+    report = Report(args, state, host, log, model, rows, val_rows, unigram, max_steps, step, elapsed)
 
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
     start = time.time() - elapsed
@@ -595,8 +600,8 @@ def train(args, state, host):
             break
         upcoming = reader.submit(read_batches, rows, step + 1, elapsed, max_steps, args, host)
 
-        # Forward and backward, in micro-batches. Each adds its share of the sum over all targets, so that the
-        # step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
+        # Forward and backward, in micro-batches. Each adds its share of the mean over all targets, so that
+        # the step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
         runtime.set_learning_rates(optimizers, progress, args)
         torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))  # the same after a resume
         sums = torch.zeros(4, device=host.device)
@@ -619,7 +624,7 @@ def train(args, state, host):
         history.append(torch.cat([sums, rest]))
 
         # Now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.
-        log_due = step % args.log_interval == 0 or step == 1 or step == max_steps
+        log_due = step % args.log_interval == 0 or step in (1, max_steps)
         eval_due = step % args.eval_interval == 0 and step != max_steps
         save_due = step % args.save_interval == 0
         if log_due or eval_due or save_due:
@@ -631,20 +636,20 @@ def train(args, state, host):
             if eval_due:
                 report.validation(step, evaluate(model, val_batches, host), elapsed)
             if save_due:
-                save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
+                save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
                 kept = f"what was saved at step {step} is kept"
             report.last_time += time.time() - start - elapsed  # this does not count for the speed
 
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
     elapsed = time.time() - start
     if step or not signals:  # a signal before the first step leaves nothing to save
-        save(args, host, log, model, tokenizer, optimizers, step, elapsed, history)
+        save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
     if signals:
         raise host.stopped(step, "nothing was saved" if args.dry_run or not step else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}"))
-    report.validation(step, evaluate(model, val_batches, host), elapsed, splits["val"])
+    report.validation(step, evaluate(model, val_batches, host), elapsed, final=True)
     if host.rank == 0:
-        show_fills(args, model, val_rows, tokenizer, host)
+        show_fills(args, model, val_rows, host)
 
 
 def main(argv=None):

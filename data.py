@@ -30,6 +30,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Callable
 
@@ -117,8 +118,7 @@ def group_lines(lines):
     `= Title =`: then a document runs from one heading to the next. One of 10,000 lines is cut, to bound the
     memory."""
     document, headings = [], None
-    for line in lines:
-        line = line.strip()
+    for line in map(str.strip, lines):
         heading = re.fullmatch(r"= [^=].*[^=] =|= [^=] =", line) is not None
         if line and headings is None:
             headings = heading
@@ -232,19 +232,28 @@ def prose(text):
 
 FORMAT = 1                      # raise it when the files change
 TOKEN_FILES = {"meta.json", "train.bin", "val.bin"}  # a folder with them is one of ours
+ENDINGS = {"tokens": ".bin", "documents": ".documents.bin", "sentences": ".sentences.bin"}
 SAMPLE = 24_000_000             # characters that a tokenizer is trained on, taken evenly from the corpus
 BUFFER = 2_000_000              # characters encoded at a time: what bounds the memory
 # A sentence ends at . ! or ?, with a quote or bracket after it or none, before a space and a capital.
 SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))(?= ["'(\[]?[A-Z])""")
 
 
+@dataclass
+class Tokens:
+    """One split of a prepared corpus: three memory-mapped arrays, each a file, and the size of the text."""
+    tokens: np.ndarray     # those of each document, then one sep_id
+    documents: np.ndarray  # the places in `tokens` where documents begin, int64
+    sentences: np.ndarray  # and where the other sentences of documents begin, int64
+    bytes: int
+
+
 def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     """Make the token files of a corpus, unless they are there; returns their folder.
 
-    validation: a Corpus; None: `corpus` itself. If this one brings a validation split, as WikiText, the split
-    is taken. Else None holds out every twentieth document (with fewer than twenty, the last twentieth of the
-    paragraphs). tokenizer: a Tokenizer, or a kind to train with vocab_size ids. ValueError for a tokenizer
-    without a mask, and for too little or bad text.
+    validation: a Corpus, of which the validation split is taken if it brings one, as WikiText does; None:
+    the corpus's own, or else a part of it is held out. tokenizer: a Tokenizer, or a kind to train, with
+    vocab_size ids. ValueError for a tokenizer without a mask, and for too little or bad text.
     """
     validation = (validation or corpus).validation or validation
     trained_here = isinstance(tokenizer, str)
@@ -310,7 +319,8 @@ def warnings_about(documents, n=20_000):
 
 
 def hold_out(corpus):
-    """{"train": () -> documents, "val": () -> documents} of a corpus without validation text of its own."""
+    """Every twentieth document of a corpus for validation; of fewer than twenty documents the last twentieth
+    of the paragraphs -> {"train": () -> documents, "val": () -> documents}."""
     n_documents = n_paragraphs = 0
     for document in corpus.documents():
         n_documents += 1
@@ -324,33 +334,31 @@ def hold_out(corpus):
         for i, document in enumerate(corpus.documents()):
             if n_documents < 20:
                 document = [paragraph for paragraph in document if (next(number) >= cut) == is_val]
-            if document and (n_documents < 20 or (i % 20 == 19) == is_val):
+            elif (i % 20 == 19) != is_val:
+                continue
+            if document:
                 yield document
     return {"train": lambda: part(False), "val": lambda: part(True)}
 
 
 def sample(documents):
-    """Paragraphs for a tokenizer to learn from: all of them, or every k-th document of a large corpus.
-    documents: a function, as they are read twice."""
-    total = sum(len(p) for document in documents() for p in document)
-    step = -(-total // SAMPLE)
-    return (p for i, document in enumerate(documents()) if i % max(1, step) == 0 for p in document)
+    """Paragraphs for a tokenizer to learn from: all of them, or those of every k-th document of a large
+    corpus. documents: a function, as they are read twice."""
+    k = max(1, -(-sum(len(p) for document in documents() for p in document) // SAMPLE))
+    return (p for document in itertools.islice(documents(), 0, None, k) for p in document)
 
 
 def write_tokens(path, documents, tokenizer, dtype, total):
-    """Encode documents into path.bin, path.sentences.bin and path.documents.bin; returns the counts.
-
-    The stream is each document's tokens and one sep_id. The other files are offsets into it (int64): where a
-    document begins, and where a sentence begins that is not a document's first.
-    """
-    counts = {"tokens": 0, "bytes": 0, "documents": 0, "sentences": 0}
+    """Encode documents into the files of Tokens, path.bin and so on; returns their lengths and the bytes of
+    text. total: how many these will be, or 0."""
+    counts = dict.fromkeys(("tokens", "bytes", "documents", "sentences"), 0)
     began = shown = time.time()
-    with open(path + ".bin", "wb") as tokens_file, open(path + ".documents.bin", "wb") as documents_file, \
-            open(path + ".sentences.bin", "wb") as sentences_file:
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(open(path + end, "wb")) for name, end in ENDINGS.items()}
         for block in blocks(documents):
             split = [[s for text in document for s in SENTENCE_END.split(text)] for document in block]
             encoded = iter(tokenizer.encode_batch([s for sentences in split for s in sentences]))
-            stream, document_starts, sentence_starts = [], [], []
+            stream, document_starts, sentence_starts = [np.empty(0, dtype)], [], []
             position = counts["tokens"]
             for sentences in split:
                 start = position
@@ -363,17 +371,17 @@ def write_tokens(path, documents, tokenizer, dtype, total):
                 if position > start:
                     stream.append([tokenizer.sep_id])
                     position += 1
-            tokens_file.write(np.concatenate([np.empty(0, dtype), *stream]).astype(dtype).tobytes())
-            documents_file.write(np.array(document_starts, dtype=np.int64).tobytes())
-            sentences_file.write(np.array(sentence_starts, dtype=np.int64).tobytes())
-            counts["tokens"] = position
-            counts["documents"] += len(document_starts)
-            counts["sentences"] += len(sentence_starts)
+            arrays = {"tokens": np.concatenate(stream).astype(dtype),
+                      "documents": np.array(document_starts, np.int64),
+                      "sentences": np.array(sentence_starts, np.int64)}
+            for name, array in arrays.items():
+                opened[name].write(array.tobytes())
+                counts[name] += len(array)
             if time.time() - shown > 5:
                 shown, speed = time.time(), counts["bytes"] / (time.time() - began)
                 left = f", {max(0, total - counts['bytes']) / speed:.0f} s left" if total else ""
                 print(f"  {counts['bytes'] / 1e6:.0f} MB encoded, {speed / 1e6:.1f} MB/s{left}", flush=True)
-        for f in (tokens_file, documents_file, sentences_file):
+        for f in opened.values():
             f.flush()
             os.fsync(f.fileno())
     return counts
@@ -391,15 +399,6 @@ def blocks(documents):
     yield block
 
 
-@dataclass
-class Tokens:
-    """One split of a prepared corpus: three memory-mapped arrays and the size of the text."""
-    tokens: np.ndarray
-    documents: np.ndarray
-    sentences: np.ndarray
-    bytes: int
-
-
 def load(folder):
     """A folder from prepare -> {"train": Tokens, "val": Tokens}, tokenizer. ValueError if it is damaged."""
     try:
@@ -409,9 +408,9 @@ def load(folder):
             raise ValueError("it was made with another tokenizer than it holds")
         for split in ("train", "val"):
             arrays = {}
-            for name, dtype in (("tokens", meta["dtype"]), ("documents", "int64"), ("sentences", "int64")):
-                file = os.path.join(folder, f"{split}.bin" if name == "tokens" else f"{split}.{name}.bin")
-                size, count = os.path.getsize(file), meta[split][name]
+            for name, end in ENDINGS.items():
+                file, count = os.path.join(folder, split + end), meta[split][name]
+                dtype, size = meta["dtype"] if name == "tokens" else "int64", os.path.getsize(file)
                 if size != count * {"uint16": 2, "uint32": 4, "int64": 8}[dtype]:
                     raise ValueError(f"{os.path.basename(file)} has {size} bytes, not {count} {dtype}")
                 arrays[name] = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
@@ -453,32 +452,30 @@ def sentence_windows(bounds, W):
 class Rows:
     """The rows of `length` tokens that a split is cut into, numbered in training order, epoch after epoch.
 
-    Every row is full: it holds a window, W successive tokens of the N of the stream. The order is keyed by
-    (seed, epoch).
+    Every row is full: it holds a window, W successive tokens of the N of the stream.
 
     task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but a window may begin and end inside a
-        sentence. Documents run on, with a [SEP] between them. Windows lie end to end, and from the stream's
-        end go on at its start: window w holds the tokens (w W + j) mod N. So N tokens of training see every
-        token once, and no two epochs cut the text in the same places.
+        sentence. Windows lie end to end, and from the stream's end go on at its start: window w holds the
+        tokens (w W + j) mod N. So no two epochs cut the text in the same places.
     task "nsp": [CLS] A [SEP] B [SEP], a window cut where a sentence begins. Label 1: B is from another
         document; 0: it follows A.
     task "sop": the same rows. Label 1: the sentences of A and those of B have changed places; 0: they are in
         order; -100: the window has no two whole sentences of one document.
     With a task a window begins where a sentence does and ends anywhere; the next one begins with the sentence
-        that was cut. So an epoch sees all of the text, and the cut parts twice (a quarter of the text in rows
-        of 64 tokens, a sixth in rows of 128). Only a sentence of more than W tokens is cut into windows.
+        that was cut. So the cut parts are seen twice (a quarter of the text in rows of 64 tokens, a sixth in
+        rows of 128). Only a sentence of more than W tokens is cut into windows.
     static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's.
     """
 
     def __init__(self, tokens, tokenizer, length, task=None, seed=0, static=False):
-        self.tokens, self.tokenizer, self.length, self.task, self.seed = tokens, tokenizer, length, task, seed
-        self.static, self.plans = static, {}
-        N, W = len(tokens.tokens), length - (3 if task else 2)
-        self.width = W
+        self.tokens, self.tokenizer, self.length, self.task = tokens, tokenizer, length, task
+        self.seed, self.static, self.width = seed, static, length - (3 if task else 2)
+        N, W = len(tokens.tokens), self.width
         if W < 2:
             raise ValueError(f"rows of {length} tokens leave no room for text")
         if N < W:
             raise ValueError(f"{N} tokens of text do not fill one row of {length}")
+        self.plan = functools.lru_cache(maxsize=2)(self.plan)  # of two epochs: a batch may have rows of both
         if task:
             # where sentences begin, and the end of the last one
             self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N)
@@ -512,28 +509,22 @@ class Rows:
 
     def plan(self, epoch):
         """For the rows of an epoch, in order -> (1, rows): their windows; with a task (6, rows): those, and
-        what pairs() gives. The plans of the last two epochs are kept, as a batch may have rows of both."""
-        if epoch not in self.plans:
-            if len(self.plans) == 2:
-                del self.plans[next(iter(self.plans))]  # the older one
-            start, end = self.window_range(epoch)
-            order = random_numbers(self.seed, ORDER, epoch).permutation(end - start)
-            windows = order if self.static else start + order
-            pairs = self.pairs(0 if self.static else epoch)[:, order] if self.task else ()
-            self.plans[epoch] = np.stack([windows, *pairs])
-        return self.plans[epoch]
+        what pairs() gives."""
+        start, end = self.window_range(epoch)
+        order = random_numbers(self.seed, ORDER, epoch).permutation(end - start)
+        windows = order if self.static else start + order
+        pairs = self.pairs(0 if self.static else epoch)[:, order] if self.task else ()
+        return np.stack([windows, *pairs])
 
     def pairs(self, epoch):
         """For the windows of an epoch -> (5, windows), int64: where A ends and B begins; the window that B is
         from; the label; and for SOP the two ends of the text in which A and B change places."""
         start, end = self.window_range(epoch)
-        W, n = self.width, end - start
-        own = np.arange(n)
+        W, n, own = self.width, end - start, np.arange(end - start)
         first = self.offsets(start + own)
         rng = random_numbers(self.seed, PAIRS, epoch)
         draw = rng.random(n)
-        bounds = self.bounds
-        sentences = self.tokens.sentences  # without the first ones of documents
+        bounds, sentences = self.bounds, self.tokens.sentences  # the latter without the first of documents
         # A window is cut where a sentence begins: at one of sentences[low:high], or in its middle if there is
         # none. For SOP the sentences on both sides of the cut have to be whole.
         if self.task == "sop":

@@ -358,22 +358,21 @@ def write_tokens(path, documents, tokenizer, dtype, total):
         for block in blocks(documents):
             split = [[s for text in document for s in SENTENCE_END.split(text)] for document in block]
             encoded = iter(tokenizer.encode_batch([s for sentences in split for s in sentences]))
-            stream, document_starts, sentence_starts = [np.empty(0, dtype)], [], []
+            stream, starts = [np.empty(0, dtype)], {"documents": [], "sentences": []}
             position = counts["tokens"]
             for sentences in split:
                 start = position
                 for sentence, ids in zip(sentences, encoded):
                     counts["bytes"] += len(sentence.encode("utf-8", "replace"))
                     if len(ids):
-                        (document_starts if position == start else sentence_starts).append(position)
+                        starts["documents" if position == start else "sentences"].append(position)
                         stream.append(ids)
                         position += len(ids)
                 if position > start:
                     stream.append([tokenizer.sep_id])
                     position += 1
-            arrays = {"tokens": np.concatenate(stream).astype(dtype),
-                      "documents": np.array(document_starts, np.int64),
-                      "sentences": np.array(sentence_starts, np.int64)}
+            arrays = {name: np.array(places, np.int64) for name, places in starts.items()}
+            arrays["tokens"] = np.concatenate(stream).astype(dtype)
             for name, array in arrays.items():
                 opened[name].write(array.tobytes())
                 counts[name] += len(array)

@@ -134,14 +134,14 @@ def add_text_flags(add):
 
 
 def row_length(given, config, known=None):
-    """--max_length, checked. Default: `known`, the length of the checkpoint's own rows; or 256, or all of the
-    model's positions if they are fewer, where it is unknown or more than these."""
+    """--max_length, checked. Default: `known`, the length of the checkpoint's own rows, if it makes sense; or
+    else 256, or the model's positions if they are fewer."""
     longest = config.longest_row
     if given and given > longest:
         raise ValueError(f"--max_length {given}: the model has positions for {longest} tokens")
-    if not isinstance(known, int) or not 8 <= known <= longest:  # some published files say 10**30
-        known = min(256, longest)
-    return given or known
+    if isinstance(known, int) and 8 <= known <= longest:  # some published files say 10**30
+        return given or known
+    return given or min(256, longest)
 
 
 def split_commas(values):
@@ -226,17 +226,16 @@ class Host:
 
     def __init__(self, args):
         self.args, self.group, self.signals, self.lock, self.began = args, None, [], None, time.time()
-        self.rank, self.world, self.local_rank, processes_here = (
-            int(os.environ.get(name, default)) for name, default in (
-                ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+        said = lambda name, default: int(os.environ.get(name, default))  # by torchrun
+        self.rank, self.world = said("RANK", 0), said("WORLD_SIZE", 1)
+        self.local_rank, processes_here = said("LOCAL_RANK", 0), said("LOCAL_WORLD_SIZE", 1)
         self.device = torch.device(args.device)
         if self.device.type == "cuda":
-            if processes_here > torch.cuda.device_count():
-                raise ValueError(f"{processes_here} processes, and this machine has "
-                                 f"{torch.cuda.device_count()} GPUs; --nproc_per_node gives their number")
+            if processes_here > (gpus := torch.cuda.device_count()):
+                raise ValueError(f"{processes_here} processes, and this machine has {gpus} GPUs; "
+                                 "--nproc_per_node gives their number")
             # torch.cuda.set_device refuses a device without an index
-            index = self.local_rank if self.world > 1 else self.device.index or 0
-            self.device = torch.device("cuda", index)
+            self.device = torch.device("cuda", self.local_rank if self.world > 1 else self.device.index or 0)
             torch.cuda.set_device(self.device)
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
@@ -271,9 +270,10 @@ class Host:
                 result = function()
             except (ValueError, OSError) as error:
                 result = error
-        for other in (results := self.gather([result])):
-            if isinstance(other, Exception):
-                raise other
+        results = self.gather([result])
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         return results[0]
 
     def gather(self, items):
@@ -332,8 +332,7 @@ class Host:
 
 
 class Stop(BaseException):
-    """The run ends before its time; no `except Exception` may keep it. The arguments: a message and the exit
-    status."""
+    """The run ends before its time, by Stop(message, exit status); no `except Exception` may keep it."""
 
 
 @contextmanager
@@ -344,31 +343,32 @@ def one_line_errors(script):
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     if hasattr(sys.stdout, "reconfigure"):  # where a terminal is not UTF-8 an accent is \xe9, and no error
         sys.stdout.reconfigure(errors="backslashreplace")
-    silent = os.environ.get("LOCAL_RANK", "0") != "0"  # of the processes of a machine, one speaks for all
+    status, speaks = 2, os.environ.get("LOCAL_RANK", "0") == "0"  # one process of a machine speaks for all
     try:
         yield
         return
     except Stop as stop:
         message, status = stop.args
-    except torch.OutOfMemoryError as error:
-        message, status, silent = ("the GPU's memory is full; lower --batch_size, or in training raise "
-                                   f"--accumulation ({first_line(error)})"), 2, False
     except BrokenPipeError:  # what reads the output has enough: head, or a pager that was left
-        message, status, silent = "", 128 + 13, True  # as SIGPIPE
+        status, speaks = 128 + 13, False  # as SIGPIPE
     except (ValueError, OSError) as error:
-        message, status, at = error, 2, traceback.extract_tb(error.__traceback__)[-1]
+        message, at = error, traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, ValueError) and not (at.line or "").startswith("raise"):
             # Python's own or NumPy's: more likely a mistake in the source than in the input
             message = f"{error} ({os.path.basename(at.filename)}, line {at.lineno})"
+    except torch.OutOfMemoryError as error:
+        speaks = True  # perhaps this process alone
+        message = ("the GPU's memory is full; lower --batch_size, or in training raise --accumulation "
+                   f"({first_line(error)})")
     except Exception as error:
         # BackendCompilerFailed and the like; by name, as to import them takes a second
         if not any(cls.__module__.startswith("torch._dynamo") for cls in type(error).__mro__):
             raise
-        message, status, silent = f"torch.compile failed; leave out --compile: {first_line(error)}", 2, False
+        message, speaks = f"torch.compile failed; leave out --compile: {first_line(error)}", True
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if not silent:
+    if speaks:
         print(f"{script}: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -425,10 +425,10 @@ def draw_fast():
 def autocast(device, dtype, length):
     """The context of a forward pass of rows of `length` tokens: its precision and its attention kernel.
 
-    On the CPU in bfloat16 PyTorch's fused kernel takes up to five times as long, backward, as plain matrix
-    products, until the rows are long. And it computes those in float32 unless told that bfloat16 will do,
-    by a setting that is called cuda's and is the CPU's, too. Measured: 32 rows, 4 heads of 64, forward and
-    backward, 64 tokens: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; at 256 tokens they draw.
+    On the CPU in bfloat16 PyTorch's fused kernel is slower than plain matrix products until the rows are
+    long, and these are in float32 unless told otherwise, by a setting that is called cuda's. 32 rows of 64
+    tokens, 4 heads of 64, forward and backward: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; with 256
+    tokens they draw.
     """
     with torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"):
         if device.type != "cpu" or dtype != "bfloat16":
@@ -469,13 +469,15 @@ def flops_of_a_row(config, length, masked, sentence_task):
     weight and token that it multiplies, and in attention 12 T H for each token that asks T. In the last layer
     all tokens have keys and values; queries, output and MLP are only for those that a head reads, the masked
     ones and with a sentence task the first. Look-ups, norms, pooler and optimizer do not count."""
-    T, H, V = length, config.hidden_size, config.vocab_size
-    E = getattr(config, "embedding_size", None)  # ALBERT's, which a matrix takes to H
+    T, H = length, config.hidden_size
+    E = getattr(config, "embedding_size", H)  # ALBERT's; a matrix takes it to H
     layers = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
     keys = layers * T  # tokens, over the layers
     queries = (layers - 1) * T + masked + sentence_task
     products = keys * 2 * H * H + queries * (2 * H * H + 2 * H * config.intermediate_size)
-    products += masked * (H * (E or H) + (E or H) * V) + (T * E * H if E else 0)
+    products += masked * (H * E + E * config.vocab_size)
+    if hasattr(config, "embedding_size"):
+        products += T * E * H
     return 6 * products + 12 * T * H * queries
 
 # -----------------------------------------------------------------------------
@@ -502,8 +504,8 @@ def run_length(args, steps_per_epoch, step=0):
 
 
 def share_done(step, elapsed, max_steps, args):
-    """The share of the run that is over: of its steps, at the middle of this one, or of its minutes; at 1 it
-    ends. elapsed: seconds of training."""
+    """The share of the run that is over: of its steps, at the middle of this one, or of its minutes (elapsed
+    is in seconds). At 1 it ends."""
     return (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
 
 
@@ -515,9 +517,8 @@ def set_learning_rates(optimizers, progress, args):
 
 
 def mean_of_steps(history, step, kept, host):
-    """history: a tensor for each of the last steps, up to `step`: this process's shares of its loss, gradient
-    norm and the like -> the means over these steps, a list. Stop, which says what is `kept`, if a number is
-    not finite."""
+    """history: for each of the last steps, up to `step`, a tensor of this process's shares of its loss,
+    gradient norm and the like -> their means, a list. Stop, with what is `kept`, if one is not finite."""
     if not history:
         return []
     values = host.sum(torch.stack(history))

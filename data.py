@@ -454,8 +454,9 @@ class Rows:
     Every row is full: it holds a window, W successive tokens of the N of the stream.
 
     task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but a window may begin and end inside a
-        sentence. Windows lie end to end, and from the stream's end go on at its start: window w holds the
-        tokens (w W + j) mod N. So no two epochs cut the text in the same places.
+        sentence, and documents run on, with a [SEP] between them. Windows lie end to end, and from the
+        stream's end go on at its start: window w holds the tokens (w W + j) mod N. So no two epochs cut the
+        text in the same places.
     task "nsp": [CLS] A [SEP] B [SEP], a window cut where a sentence begins. Label 1: B is from another
         document; 0: it follows A.
     task "sop": the same rows. Label 1: the sentences of A and those of B have changed places; 0: they are in

@@ -534,8 +534,9 @@ class Report:
             text += f", {self.task} acc {sentence_accuracy:.3f}"
         if not final:
             return self.log.write(f"step {step:6,} | {text}", **line)
-        words = len(self.val.tokens) - len(self.val.documents)  # without the [SEP]s, which have no bytes
-        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * words / self.val.bytes)
+        # of the tokens those that are predicted: not the [SEP] after each document, which has no bytes
+        predicted = len(self.val.tokens) - len(self.val.documents)
+        line |= dict(perplexity=math.exp(min(loss, 700.0)), nats_per_byte=loss * predicted / self.val.bytes)
         self.log.write(f"\nfinal, after {step:,} steps, {line['tokens'] / 1e6:.2f} M tokens and "
                        f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
                        f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)

@@ -34,7 +34,7 @@ SPACES = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in 
 
 
 class Tokenizer:
-    """What the kinds share. Each adds _encode, decode, files, from_directory and train.
+    """What the kinds share. Each adds _encode, decode, files, from_files and train.
 
     tokens[id] is a token as the published files spell it; vocab_size = len(tokens). pad_id, unk_id, cls_id,
     sep_id and mask_id are None where the vocabulary has no such token. starts_word[id] tells whether a token
@@ -183,31 +183,29 @@ class ByteLevelBPE(Tokenizer):
                 "tokenizer_config.json": config}
 
     @classmethod
-    def from_directory(cls, path):
-        """Reads tokenizer.json, or else vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2); of
-        tokenizer_config.json whether a space goes before, as transformers does."""
-        config, alone = read_config(path)
-        vocabulary_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
-        if not os.path.exists(merges_file):
-            vocabulary_file, merges_file = os.path.join(path, "encoder.json"), os.path.join(path, "vocab.bpe")
-        if not has_tokenizer_json(path):
+    def from_files(cls, path, config, content):
+        """See read_tokenizer. Without tokenizer.json, vocab.json and merges.txt, or GPT-2's names of them."""
+        if content is None:
+            names = ("vocab.json", "merges.txt")
+            if not os.path.exists(os.path.join(path, "merges.txt")):
+                names = ("encoder.json", "vocab.bpe")
+            vocabulary_file, merges_file = (os.path.join(path, name) for name in names)
             vocabulary, lines = read_json(vocabulary_file), read_text(merges_file).split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         else:
-            content = read_json(os.path.join(path, "tokenizer.json"))
             words = content.get("pre_tokenizer") or {}
             if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
                     or content.get("normalizer")):
                 raise ValueError("tokenizer.json is of a BPE that is not GPT-2's, of bytes")
-            if alone:
-                config["add_prefix_space"] = words.get("add_prefix_space")
+            if config is None:
+                config = words  # it, too, has add_prefix_space
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
             vocabulary, merges = content["model"]["vocab"] | added, content["model"]["merges"]
         # a merge is "left right", or in newer tokenizer.json ["left", "right"]
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        for number, pair in enumerate(pairs):
+        for number, pair in enumerate(pairs, 1):
             if len(pair) != 2:
-                raise ValueError(f"merge {number + 1} is of {pair}, which are not two tokens")
+                raise ValueError(f"merge {number} is of {pair}, which are not two tokens")
         return cls(tokens_by_id(vocabulary), [(unspell(left), unspell(right)) for left, right in pairs],
                    config.get("add_prefix_space") is True)
 
@@ -403,18 +401,16 @@ class WordPiece(ChunkTokenizer):
             "strip_accents": self.strip_accents, "tokenize_chinese_chars": self.split_ideographs}}
 
     @classmethod
-    def from_directory(cls, path):
-        """Reads tokenizer.json, or else vocab.txt, and as transformers does tokenizer_config.json."""
-        config, alone = read_config(path)
-        if not has_tokenizer_json(path):
+    def from_files(cls, path, config, content):
+        """See read_tokenizer. Without tokenizer.json, vocab.txt."""
+        if content is None:
             lines = read_text(os.path.join(path, "vocab.txt")).removesuffix("\n").split("\n")
             tokens = [line.rstrip(SPACES) for line in lines]
         else:
-            content = read_json(os.path.join(path, "tokenizer.json"))
             model, normalizer, words = content["model"], content["normalizer"], content["pre_tokenizer"]
             foreign = (normalizer.get("type") != "BertNormalizer" or words.get("type") != "BertPreTokenizer"
                        or model.get("continuing_subword_prefix") != "##")
-            if alone:  # else transformers makes all but the vocabulary anew
+            if config is None:
                 config = {"do_lower_case": normalizer.get("lowercase", True),
                           "strip_accents": normalizer.get("strip_accents"),
                           "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True)}
@@ -573,22 +569,20 @@ class Unigram(ChunkTokenizer):
             "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}}
 
     @classmethod
-    def from_directory(cls, path):
-        """Reads tokenizer.json, or else spiece.model. ALBERT's published ones differ (the first lacks the
-        symbols, and scores digits with a comma lower), and transformers, too, prefers the first.
-        tokenizer_config.json overrides either, as there."""
-        config, alone = read_config(path)
-        if config.get("add_prefix_space") is False:
-            raise ValueError("add_prefix_space is false; here every word begins with ▁, as ALBERT's do")
-        if has_tokenizer_json(path):
-            content = read_json(os.path.join(path, "tokenizer.json"))
-            steps = content["normalizer"]["normalizers"]
+    def from_files(cls, path, config, content):
+        """See read_tokenizer. Without tokenizer.json, spiece.model. Of those published for ALBERT only the
+        second has symbols, and the first scores digits with a comma lower."""
+        if content is None:
+            with open(os.path.join(path, "spiece.model"), "rb") as f:
+                tokens, scores, charsmap, symbols = read_sentencepiece(f.read())
+            lowercase, keep_accents = True, False
+        else:
+            steps, words = content["normalizer"]["normalizers"], json.dumps(content["pre_tokenizer"])
             types = [step["type"] for step in steps]
-            words = json.dumps(content["pre_tokenizer"])
             foreign = "WhitespaceSplit" not in words or types.count("Replace") < 2
-            if alone:  # else transformers makes all but the pieces anew
-                published = iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase", "Precompiled",
-                                  "Replace"])
+            if config is None:
+                config, published = {}, iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase",
+                                              "Precompiled", "Replace"])
                 foreign |= (not all(name in published for name in types)  # in this order; some may be missing
                             or ("NFKD" in types) != ("StripAccents" in types)
                             or '"first"' in words or '"never"' in words)  # Metaspace's prepend_scheme
@@ -600,10 +594,8 @@ class Unigram(ChunkTokenizer):
                                 for step in steps if step["type"] == "Precompiled")
             symbols = [token["content"] for token in content["added_tokens"] if token["special"] is False]
             lowercase, keep_accents = "Lowercase" in types, "StripAccents" not in types
-        else:
-            with open(os.path.join(path, "spiece.model"), "rb") as f:
-                tokens, scores, charsmap, symbols = read_sentencepiece(f.read())
-            lowercase, keep_accents = True, False
+        if config.get("add_prefix_space") is False:
+            raise ValueError("add_prefix_space is false; here every word begins with ▁, as ALBERT's do")
         return cls(tokens, scores, config.get("do_lower_case", lowercase),
                    config.get("keep_accents", keep_accents), charsmap, symbols)
 
@@ -877,18 +869,7 @@ def load(path_or_name):
     its files are damaged or of a tokenizer that is not one of KINDS."""
     path = local_directory(path_or_name)
     try:
-        tokenizer = published_class(path).from_directory(path)
-        if read_config(path)[1] and tokenizer.cls_id is not None:
-            check_frame(path, tokenizer)
-        known = {*tokenizer.special_tokens.values(), *getattr(tokenizer, "symbols", ())}
-        described = described_tokens(path)
-        if unknown := {token["content"] for token in described} - known:
-            raise ValueError(f"the token {min(unknown)!r} is special, and texts would have to be cut at it; "
-                             "that is not done here")
-        tokenizer.max_length = tokenizer_config(path).get("model_max_length")
-        tokenizer.mask_lstrip = all(token.get("lstrip", True) for token in described
-                                    if token["content"] == tokenizer.special_tokens.get("mask"))
-        return tokenizer
+        return read_tokenizer(path)
     except (OSError, MemoryError):  # these say themselves what is wrong
         raise
     except ValueError as error:
@@ -897,70 +878,42 @@ def load(path_or_name):
         raise ValueError(f"{path}: damaged, or of another kind ({type(error).__name__}: {error})") from error
 
 
-def tokenizer_config(path):
-    return read_json(os.path.join(path, "tokenizer_config.json"), default={})
-
-
-def read_config(path):
-    """-> tokenizer_config.json, and whether transformers takes all from tokenizer.json: then the first is {}.
-    ValueError for the class of a tokenizer that is not one of KINDS; config.json may be where it is named."""
-    config, model = tokenizer_config(path), read_json(os.path.join(path, "config.json"), default={})
-    name = config.get("tokenizer_class") or model.get("tokenizer_class") or "BertTokenizer"
-    alone = name in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if not alone and not re.fullmatch("((Distil)?Bert|Electra|Roberta|GPT2|Albert)Tokenizer(Fast)?", name):
+def read_tokenizer(path):
+    """The tokenizer in a directory, as transformers reads it: tokenizer.json, if there is one, counts before
+    older files beside it, and tokenizer_config.json before either. With a generic class there, only what
+    tokenizer.json says counts: from_files then gets None as config."""
+    config = read_json(os.path.join(path, "tokenizer_config.json"), {})
+    model_config = read_json(os.path.join(path, "config.json"), {})  # some name the class only there
+    name = config.get("tokenizer_class") or model_config.get("tokenizer_class") or "BertTokenizer"
+    generic = name in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if not generic and not re.fullmatch("((Distil)?Bert|Electra|Roberta|GPT2|Albert)Tokenizer(Fast)?", name):
         raise ValueError(f"tokenizer_class: a {name} is not BERT's, RoBERTa's or ALBERT's tokenizer")
-    return ({} if alone else config), alone
+    file = os.path.join(path, "tokenizer.json")
+    content = read_json(file) if generic or os.path.exists(file) else None
+    tokenizer = published_class(path, content).from_files(path, None if generic else config, content)
+    if generic and "cls" in tokenizer.special_tokens:
+        check_frame(content["post_processor"] or {}, tokenizer)
+    described = described_tokens(path, config, content or {})
+    known = {*tokenizer.special_tokens.values(), *getattr(tokenizer, "symbols", ())}
+    if unknown := {token["content"] for token in described} - known:
+        raise ValueError(f"the token {min(unknown)!r} is special, and texts would have to be cut at it; that "
+                         "is not done here")
+    mask = tokenizer.special_tokens.get("mask")
+    tokenizer.mask_lstrip = all(token.get("lstrip", True) for token in described if token["content"] == mask)
+    tokenizer.max_length = config.get("model_max_length")
+    return tokenizer
 
 
-def described_tokens(path):
-    """Tokens that the files say are cut out of a text before all others: objects with a content, and some of
-    them with lstrip."""
-    named = read_json(os.path.join(path, "special_tokens_map.json"), default={}) | tokenizer_config(path)
-    extra = named.get("extra_special_tokens") or []
-    described = [*named.get("added_tokens_decoder", {}).values(),
-                 *(named.get("additional_special_tokens") or []),
-                 *(extra.values() if isinstance(extra, dict) else extra),
-                 *(token for name, token in named.items() if name.endswith("_token")),  # mask_token, ...
-                 *read_json(os.path.join(path, "tokenizer.json"), default={}).get("added_tokens", []),
-                 *read_json(os.path.join(path, "added_tokens.json"), default={})]
-    return [{"content": token} if isinstance(token, str) else token for token in described
-            if isinstance(token, (str, dict))]  # add_bos_token is a bool
-
-
-def check_frame(path, tokenizer):
-    """ValueError for a tokenizer.json that does not put [CLS] and [SEP] around a text, or between two what
-    tasks.encode puts there."""
-    frame = read_json(os.path.join(path, "tokenizer.json"))["post_processor"] or {}
-    cls, sep = tokenizer.special_tokens.get("cls"), tokenizer.special_tokens.get("sep")
-    between = [sep] * (2 if isinstance(tokenizer, ByteLevelBPE) else 1)
-    if "single" in frame:  # None is a text
-        one, two = ([step.get("SpecialToken", {}).get("id") for step in frame[name]]
-                    for name in ("single", "pair"))
-    else:
-        first, last = (frame.get(name, [None])[0] for name in ("cls", "sep"))
-        one, twice = [first, None, last], [last] * (2 if frame.get("type") == "RobertaProcessing" else 1)
-        two = [first, None, *twice, None, last]
-    if one != [cls, None, sep]:
-        raise ValueError(f"tokenizer.json does not put {cls} before a text and {sep} after it")
-    if two != [cls, None, *between, None, sep]:
-        raise ValueError(f"tokenizer.json does not put {''.join(between)} between two texts")
-
-
-def has_tokenizer_json(path):
-    """transformers saves it, and prefers it to older files beside it."""
-    return os.path.exists(os.path.join(path, "tokenizer.json"))
-
-
-def published_class(path):
-    """The class whose published files are in the directory."""
-    if not has_tokenizer_json(path):
+def published_class(path, content):
+    """The class whose published files are in the directory. content: of tokenizer.json, None without it."""
+    if content is None:
         for name, tokenizer_class in (("vocab.txt", WordPiece), ("spiece.model", Unigram),
                                       ("merges.txt", ByteLevelBPE), ("vocab.bpe", ByteLevelBPE)):
             if os.path.exists(os.path.join(path, name)):
                 return tokenizer_class
         raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "
                                 f"merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
-    model = read_json(os.path.join(path, "tokenizer.json"))["model"]
+    model = content["model"]
     if "merges" in model:
         return ByteLevelBPE
     if isinstance(model["vocab"], list):
@@ -968,6 +921,39 @@ def published_class(path):
     if "continuing_subword_prefix" in model:
         return WordPiece
     raise ValueError(f"tokenizer.json is of a {model.get('type')}, not of a BPE, WordPiece or Unigram")
+
+
+def described_tokens(path, config, content):
+    """Tokens that the files say are cut out of a text before all others: objects with a content, and some of
+    them with lstrip."""
+    named = read_json(os.path.join(path, "special_tokens_map.json"), {}) | config
+    extra = named.get("extra_special_tokens") or []
+    described = [*named.get("added_tokens_decoder", {}).values(),
+                 *(named.get("additional_special_tokens") or []),
+                 *(extra.values() if isinstance(extra, dict) else extra),
+                 *(token for name, token in named.items() if name.endswith("_token")),  # mask_token, ...
+                 *content.get("added_tokens", []),
+                 *read_json(os.path.join(path, "added_tokens.json"), {})]
+    return [{"content": token} if isinstance(token, str) else token for token in described
+            if isinstance(token, (str, dict))]  # add_bos_token is a bool
+
+
+def check_frame(post_processor, tokenizer):
+    """ValueError for a post_processor of tokenizer.json that does not put [CLS] and [SEP] around a text, or
+    between two what tasks.encode puts there."""
+    cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens.get("sep")
+    between = [sep] * (2 if isinstance(tokenizer, ByteLevelBPE) else 1)
+    if "single" in post_processor:  # lists of steps; one without a special token is a text
+        one, two = ([step.get("SpecialToken", {}).get("id") for step in post_processor[name]]
+                    for name in ("single", "pair"))
+    else:
+        first, last = (post_processor.get(name, [None])[0] for name in ("cls", "sep"))
+        one, seps = [first, None, last], 2 if post_processor.get("type") == "RobertaProcessing" else 1
+        two = [first, None, *[last] * seps, None, last]
+    if one != [cls, None, sep]:
+        raise ValueError(f"tokenizer.json does not put {cls} before a text and {sep} after it")
+    if two != [cls, None, *between, None, sep]:
+        raise ValueError(f"tokenizer.json does not put {''.join(between)} between two texts")
 
 
 def local_directory(path_or_name):
@@ -992,11 +978,12 @@ def read_text(path, parse=str):
 
 
 def read_json(path, default=None):
-    """The content of a JSON file, or the default, if one is given, where there is no such file."""
+    """The object in a JSON file; a list if the default is one. Where there is no such file, the default, if
+    one is given."""
     if default is not None and not os.path.exists(path):
         return default
     content = read_text(path, json.loads)
-    if default is not None and not isinstance(content, type(default)):
+    if not isinstance(content, list if isinstance(default, list) else dict):
         raise ValueError(f"{path} holds no {'list' if default == [] else 'object'}")
     return content
 

@@ -287,7 +287,7 @@ def learn_merges(words, counts, symbols, number, prefix=0):
 # transformers, except for some characters added or changed by Unicode 9 and later: its tables are older.
 
 class ChunkTokenizer(Tokenizer):
-    """Its kinds have a chunk_pattern, normalize_character(character) and chunk_ids(chunk)."""
+    """Its kinds have a chunk_pattern, normalize_character, words(chunk), normalized, and word_ids(word)."""
 
     def __init__(self, tokens, special_tokens, symbols=()):
         super().__init__(tokens, special_tokens, [*special_tokens.values(), *symbols])
@@ -297,6 +297,9 @@ class ChunkTokenizer(Tokenizer):
 
     def encode_chunk(self, chunk):
         return np.array(self.chunk_ids(chunk), np.int32).tobytes()
+
+    def chunk_ids(self, chunk):
+        return [i for word in self.words(chunk) for i in self.word_ids(word)]
 
     def _encode(self, text):
         chunks = self.chunk_pattern.findall(text)
@@ -319,13 +322,18 @@ class Cache(dict):
         return value
 
 
-def count_characters(words):
-    """{word: count} -> [(character, count), ...], the most frequent first."""
+def count_parts(words, cut):
+    """{word: count}, a function from a word to its parts -> Counter of the parts."""
     counts = Counter()
     for word, count in words.items():
-        for character in word:
-            counts[character] += count
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        for part in cut(word):
+            counts[part] += count
+    return counts
+
+
+def count_characters(words):
+    """{word: count} -> [(character, count), ...], the most frequent first."""
+    return sorted(count_parts(words, str).items(), key=lambda item: (-item[1], item[0]))
 
 # -----------------------------------------------------------------------------
 # WordPiece
@@ -364,11 +372,7 @@ class WordPiece(ChunkTokenizer):
         return text.lower() if self.lowercase else text
 
     def words(self, chunk):
-        """The words of a chunk, normalized."""
         return BERT_WORD.findall("".join(self.normalized[character] for character in chunk))
-
-    def chunk_ids(self, chunk):
-        return [i for word in self.words(chunk) for i in self.word_ids(word)]
 
     def word_ids(self, word):
         """The longest token that begins the word, then the longest that continues it, and so on; [UNK] for
@@ -387,13 +391,7 @@ class WordPiece(ChunkTokenizer):
 
     def decode(self, ids):
         """ids -> str: words with a space between them, except before . , ? and ! as in transformers."""
-        text = ""
-        for i in ids:
-            token = self.tokens[i]
-            if text and not token.startswith(("##", ".", ",", "?", "!")):
-                text += " "
-            text += token.removeprefix("##") if text else token
-        return text
+        return re.sub(" (##|(?=[.,?!]))", "", " ".join(self.tokens[i] for i in ids))
 
     def files(self):
         return {"vocab.txt": "".join(token + "\n" for token in self.tokens), "tokenizer_config.json": {
@@ -428,10 +426,7 @@ class WordPiece(ChunkTokenizer):
         the word: Hugging Face's way, for Google's was not published. Only the 1,000 most frequent characters
         are used. ValueError if they do not fit vocab_size."""
         specials = list(cls.ROLES.values())
-        untrained, counts = cls(specials, lowercase), Counter()
-        for chunk, count in count_matches(cls.chunk_pattern, texts).items():
-            for word in untrained.words(chunk):
-                counts[word] += count
+        counts = count_parts(count_matches(cls.chunk_pattern, texts), cls(specials, lowercase).words)
         common = {character for character, _ in count_characters(counts)[:1000]}
         words = [["##" * (i > 0) + character for i, character in enumerate(word) if character in common]
                  for word in counts]
@@ -445,6 +440,7 @@ class WordPiece(ChunkTokenizer):
 # -----------------------------------------------------------------------------
 # Unigram
 
+ALBERT_WORD = regex.compile(r"▁?[^\s▁]+|▁")  # no token has a ▁ inside, so that divides words, too
 # What a trained token may lie in: letters, digits or other characters, with the ▁ before them
 RUN = regex.compile(r"▁?(?:[\p{L}\p{M}]+|\p{N}+|[^\p{L}\p{M}\p{N}▁]+)|▁")
 
@@ -498,15 +494,12 @@ class Unigram(ChunkTokenizer):
                 parts.append(part if new is None else new)
         return "".join(parts)
 
+    def words(self, chunk):
+        words = ALBERT_WORD.findall(self.normalize(chunk))
+        return [word if word[0] == "▁" else "▁" + word for word in words]
+
     def chunk_ids(self, chunk):
-        if chunk in self.symbols:
-            return [self.ids[chunk]]
-        ids = []
-        for word in regex.findall(r"\S+", self.normalize(chunk)):
-            marked = word if word.startswith("▁") else "▁" + word
-            for part in re.findall("▁?[^▁]+|▁", marked):  # no token has a ▁ inside
-                ids += self.word_ids(part)
-        return ids
+        return [self.ids[chunk]] if chunk in self.symbols else super().chunk_ids(chunk)
 
     def word_ids(self, word):
         """The cut with the highest total score (Viterbi). Neighbouring unknown characters are one <unk>."""
@@ -604,24 +597,19 @@ class Unigram(ChunkTokenizer):
         """texts: iterable of str; trained lowercase and without accents, as ALBERT. The rarest characters,
         together up to 0.05 % of the text, become <unk>. ValueError if the others do not fit vocab_size."""
         specials = list(cls.ROLES.values())
-        untrained, words = cls(specials, [0.0] * len(specials)), Counter()
-        for chunk, count in count_matches(untrained.chunk_pattern, texts).items():
-            for word in regex.findall(r"\S+", untrained.normalize(chunk)):
-                for run in RUN.findall("▁" + word):
-                    words[run] += count
+        untrained = cls(specials, [0.0] * len(specials))
+        words = count_parts(count_matches(untrained.chunk_pattern, texts), untrained.words)
         if not words:
             return untrained
-        characters, counts = zip(*count_characters(words))
+        runs = count_parts(words, RUN.findall)
+        characters, counts = zip(*count_characters(runs))
         rest = np.cumsum(counts[::-1])[::-1]  # how often the character or a rarer one occurs
         covered = "".join(c for c, count in zip(characters, rest) if count > 0.0005 * rest[0])
         smallest = len(specials) + len(covered)
         if vocab_size < smallest:
             raise ValueError(f"vocab_size {vocab_size} has no room for {smallest} specials and characters")
         # cut at rare characters, and where they are so long that their probabilities would underflow
-        covered_run, runs = re.compile(f"[{re.escape(covered)}]{{1,32}}"), Counter()
-        for word, count in words.items():
-            for run in covered_run.findall(word):
-                runs[run] += count
+        runs = count_parts(runs, re.compile(f"[{re.escape(covered)}]{{1,32}}").findall)
         pieces, scores = learn_pieces(dict(runs.most_common(300_000)), vocab_size - len(specials))
         return cls(specials + pieces, [0.0] * len(specials) + scores)
 

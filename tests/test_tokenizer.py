@@ -580,6 +580,13 @@ def test_training_on_little(kind):
     tokenizer.train(kind, [], 300)
     tokenizer.train(kind, ["a null \0 character"] * 9, 300)
 
+
+def test_a_word_that_begins_with_the_mark_of_a_space(trained):
+    """The ids of ▁under are those of under; so they count the same in training."""
+    assert trained["unigram"].encode("▁under") == trained["unigram"].encode("under")
+    marked, plain = (tokenizer.train("unigram", [f"{word} the way"] * 9, 300) for word in ("▁under", "under"))
+    assert marked.hash() == plain.hash()
+
 # -----------------------------------------------------------------------------
 # Files
 

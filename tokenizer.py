@@ -541,18 +541,13 @@ class Unigram(ChunkTokenizer):
             charsmap = base64.b64encode(self.charsmap).decode()
             steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
         metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-        single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                  {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
-        second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
-        template = {"type": "TemplateProcessing", "single": single, "pair": single + second,
-                    "special_tokens": {token: {"id": token, "ids": [self.ids[token]], "tokens": [token]}
-                                       for token in ("[CLS]", "[SEP]")}}
+        frame = {"type": "BertProcessing", "cls": ["[CLS]", self.cls_id], "sep": ["[SEP]", self.sep_id]}
         return {"tokenizer.json": {
             "version": "1.0", "truncation": None, "padding": None,
             "added_tokens": sorted(added, key=lambda token: token["id"]),
             "normalizer": {"type": "Sequence", "normalizers": steps},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
-            "post_processor": template, "decoder": metaspace,
+            "post_processor": frame, "decoder": metaspace,
             "model": {"type": "Unigram", "unk_id": self.unk_id, "vocab": list(zip(self.tokens, self.scores)),
                       "byte_fallback": False}
         }, "tokenizer_config.json": {

@@ -705,15 +705,14 @@ def learn_pieces(words, number, longest=16):
         uses = np.bincount(piece, counts[word], len(score))
         start, end = lattice.occurrences()
         whole, part = lattice.substrings(start[characters:], end[characters:]).best_cuts(score)
-        replacement_score = np.bincount(whole, score[part], len(score) - characters)
-        loss = np.full(len(score), np.inf)
-        loss[characters:] = uses[characters:] * (score[characters:] - replacement_score)
-        keep = largest(loss, max(int(1.1 * number), int(0.75 * len(score)))) & (loss > 0)
+        replacement_score = np.bincount(characters + whole, score[part], len(score))
+        loss = uses * (score - replacement_score)
+        keep = largest(loss, max(int(1.1 * number), int(0.75 * len(score))), characters)
         lattice, weight = lattice.only(keep), weight[keep]
-    order = np.lexsort((-score, np.arange(len(score)) >= characters))[:number]  # characters, best others
-    order = order[np.argsort(-score[order], kind="stable")]
+    best = np.flatnonzero(largest(weight, number, characters))
+    best = best[np.argsort(-score[best], kind="stable")]
     start, end = lattice.occurrences()
-    return [text[start[i]:end[i]] for i in order], score[order].tolist()
+    return [text[start[i]:end[i]] for i in best], score[best].tolist()
 
 
 def seed_lattice(text, lengths, counts, longest, seeds):
@@ -741,18 +740,19 @@ def seed_lattice(text, lengths, counts, longest, seeds):
         pieces += len(frequency)
     characters = len(covers[0])
     (start, end, piece), cover = np.concatenate(arcs, axis=1), np.concatenate(covers)
-    rank = np.where(np.arange(pieces) < characters, np.inf, cover)
-    keep = largest(rank, seeds) & (rank > 0)
+    keep = largest(cover, seeds, characters)
     kept, new_number = keep[piece], np.cumsum(keep) - 1
     lattice = Lattice(start[kept], end[kept], new_number[piece[kept]], lengths)
     return lattice, np.maximum(cover[keep], 0.5), characters
 
 
-def largest(values, number):
-    """(n,) -> (n,) bool: the `number` largest values; of equal ones, the first."""
+def largest(values, number, characters):
+    """(pieces,) -> (pieces,) bool: the single characters, and those others with the largest values above 0,
+    `number` in all; of equal ones, the first."""
+    values = np.where(np.arange(len(values)) < characters, np.inf, values)
     mask = np.zeros(len(values), bool)
     mask[np.argsort(-values, kind="stable")[:number]] = True
-    return mask
+    return mask & (values > 0)
 
 
 class Lattice:

@@ -84,18 +84,19 @@ def table_rows(file, header, known):
     rows = csv_rows(file) if is_csv else ((number, line.split("\t")) for number, line in lines(file) if line)
     names = None
     for number, row in rows:
+        where = f"{file}, line {number}"
         if names is None:
             names = [cell.strip() for cell in row]
             if header or header is None and any(name.lower() in known for name in names):
                 # of columns without a name, as pandas writes its index, only the first keeps ""
                 names = [name or ("" if "" not in names[:i] else str(i + 1)) for i, name in enumerate(names)]
-                check_names(names, f"{file}, line {number}")
+                check_names(names, where)
                 continue
             names = [str(i + 1) for i in range(len(row))]
         if len(row) != len(names):
-            raise ValueError(f"{file}, line {number}: {len(row)} columns; the first line has {len(names)}"
+            raise ValueError(f"{where}: {len(row)} columns; the first line has {len(names)}"
                              + ("; a text with commas needs quotes" if is_csv else ""))
-        yield f"{file}, line {number}", dict(zip(names, row))
+        yield where, dict(zip(names, row))
 
 
 def check_names(names, where):

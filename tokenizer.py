@@ -50,8 +50,7 @@ class Tokenizer:
         required token is missing, or one is there twice."""
         self.tokens, self.vocab_size = tokens, len(tokens)
         self.ids = {token: i for i, token in enumerate(tokens)}
-        missing = sorted(set(required) - set(tokens))
-        if missing:
+        if missing := sorted(set(required) - set(tokens)):
             raise ValueError(f"the vocabulary has no {', '.join(missing[:5])}")
         if len(self.ids) != len(tokens):
             repeated = Counter(tokens).most_common(1)[0][0]
@@ -76,14 +75,14 @@ class Tokenizer:
         text = without_surrogates(text)
         if not (specials and self.special_pattern.search(text)):
             return self._encode(text)
-        ids = []
+        ids, mask = [], self.special_tokens.get("mask")
         parts = self.special_pattern.split(text)  # text, special, text, special, ..., text
-        for i, part in enumerate(parts):
-            if i % 2:
-                ids.append(self.ids[part])
-            else:  # kinds that are not RoBERTa's ignore spaces anyway
-                before_mask = self.mask_lstrip and parts[i + 1:i + 2] == [self.special_tokens.get("mask")]
-                ids += self._encode(part.rstrip(SPACES) if before_mask else part).tolist()
+        for part, special in zip(parts[::2], parts[1::2] + [""]):
+            if special == mask and self.mask_lstrip:  # kinds that are not RoBERTa's ignore spaces anyway
+                part = part.rstrip(SPACES)
+            ids += self._encode(part).tolist()
+            if special:
+                ids.append(self.ids[special])
         return np.array(ids, np.int32)
 
     def hash(self):
@@ -184,13 +183,12 @@ class ByteLevelBPE(Tokenizer):
 
     @classmethod
     def from_files(cls, path, config, content):
-        """See read_tokenizer. Without tokenizer.json, vocab.json and merges.txt, or GPT-2's names of them."""
+        """Reads tokenizer.json, or else vocab.json and merges.txt, or encoder.json and vocab.bpe (GPT-2).
+        config, content: see read_tokenizer."""
         if content is None:
-            names = ("vocab.json", "merges.txt")
-            if not os.path.exists(os.path.join(path, "merges.txt")):
-                names = ("encoder.json", "vocab.bpe")
-            vocabulary_file, merges_file = (os.path.join(path, name) for name in names)
-            vocabulary, lines = read_json(vocabulary_file), read_text(merges_file).split("\n")
+            gpt2 = not os.path.exists(os.path.join(path, "merges.txt"))
+            vocabulary = read_json(os.path.join(path, "encoder.json" if gpt2 else "vocab.json"))
+            lines = read_text(os.path.join(path, "vocab.bpe" if gpt2 else "merges.txt")).split("\n")
             merges = [line for line in lines if line and not line.startswith("#version")]
         else:
             words = content.get("pre_tokenizer") or {}
@@ -361,8 +359,7 @@ class WordPiece(ChunkTokenizer):
 
     def normalize_character(self, character):
         """What a character becomes before the split into words: nothing, itself, or several characters."""
-        is_control = character not in "\t\n\r" and regex.match(r"[\p{Cc}\p{Cf}\p{Co}]", character)
-        if is_control or character in "\0\ufffd":
+        if character not in "\t\n\r" and regex.match(r"[\p{Cc}\p{Cf}\p{Co}\ufffd]", character):
             return ""
         if character in SPACES:
             return " "
@@ -377,17 +374,19 @@ class WordPiece(ChunkTokenizer):
     def word_ids(self, word):
         """The longest token that begins the word, then the longest that continues it, and so on; [UNK] for
         the whole word where there is none, or where it has more than 100 characters."""
+        if len(word) > 100:
+            return [self.unk_id]
         ids, start = [], 0
-        while start < len(word) <= 100:
+        while start < len(word):
             for end in range(min(len(word), start + self.longest_token), start, -1):
                 i = self.ids.get("##" + word[start:end] if start else word[:end])
                 if i is not None:
                     break
             else:
-                break
+                return [self.unk_id]
             ids.append(i)
             start = end
-        return ids if start == len(word) else [self.unk_id]
+        return ids
 
     def decode(self, ids):
         """ids -> str: words with a space between them, except before . , ? and ! as in transformers."""
@@ -400,7 +399,7 @@ class WordPiece(ChunkTokenizer):
 
     @classmethod
     def from_files(cls, path, config, content):
-        """See read_tokenizer. Without tokenizer.json, vocab.txt."""
+        """Reads tokenizer.json, or else vocab.txt. config, content: see read_tokenizer."""
         if content is None:
             lines = read_text(os.path.join(path, "vocab.txt")).removesuffix("\n").split("\n")
             tokens = [line.rstrip(SPACES) for line in lines]
@@ -468,7 +467,7 @@ class Unigram(ChunkTokenizer):
         self.chunk_pattern = re.compile(r"[^ \t\n\r]+")
         if symbols:  # they divide words as white space does, whatever is next to them
             symbol = "|".join(map(re.escape, self.symbols))
-            first = "".join(re.escape(symbol[0]) for symbol in self.symbols)
+            first = "".join(re.escape(text[0]) for text in self.symbols)
             self.chunk_pattern = re.compile(rf"{symbol}|(?:[^ \t\n\r{first}]+|(?!{symbol})[{first}])+")
         self.entries = {token: (score, i) for i, (token, score) in enumerate(zip(tokens, scores))
                         if i not in self.special_ids}  # plain text never becomes a special token
@@ -476,9 +475,9 @@ class Unigram(ChunkTokenizer):
         self.starts_word = np.array([token.startswith("▁") for token in tokens])
 
     def normalize_character(self, character):
-        stripped = regex.sub(r"\p{M}", "", unicodedata.normalize("NFKD", character))
-        text = character if self.keep_accents else stripped
-        return text.lower() if self.lowercase else text
+        if not self.keep_accents:
+            character = regex.sub(r"\p{M}", "", unicodedata.normalize("NFKD", character))
+        return character.lower() if self.lowercase else character
 
     def normalize(self, chunk):
         text = chunk.replace("``", '"').replace("''", '"')  # as in ALBERT's training data
@@ -558,19 +557,18 @@ class Unigram(ChunkTokenizer):
 
     @classmethod
     def from_files(cls, path, config, content):
-        """See read_tokenizer. Without tokenizer.json, spiece.model. Of those published for ALBERT only the
-        second has symbols, and the first scores digits with a comma lower."""
+        """Reads tokenizer.json, or else spiece.model. Of those published for ALBERT only the second has
+        symbols, and the first scores digits with a comma lower. config, content: see read_tokenizer."""
         if content is None:
             with open(os.path.join(path, "spiece.model"), "rb") as f:
                 tokens, scores, charsmap, symbols = read_sentencepiece(f.read())
-            lowercase, keep_accents = True, False
         else:
             steps, words = content["normalizer"]["normalizers"], json.dumps(content["pre_tokenizer"])
             types = [step["type"] for step in steps]
             foreign = "WhitespaceSplit" not in words or types.count("Replace") < 2
             if config is None:
-                config, published = {}, iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase",
-                                              "Precompiled", "Replace"])
+                published = iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase", "Precompiled",
+                                  "Replace"])
                 foreign |= (not all(name in published for name in types)  # in this order; some may be missing
                             or ("NFKD" in types) != ("StripAccents" in types)
                             or '"first"' in words or '"never"' in words)  # Metaspace's prepend_scheme
@@ -581,11 +579,12 @@ class Unigram(ChunkTokenizer):
             charsmap = b"".join(base64.b64decode(step["precompiled_charsmap"], validate=True)
                                 for step in steps if step["type"] == "Precompiled")
             symbols = [token["content"] for token in content["added_tokens"] if token["special"] is False]
-            lowercase, keep_accents = "Lowercase" in types, "StripAccents" not in types
+            config = {"do_lower_case": "Lowercase" in types, "keep_accents": "StripAccents" not in types
+                      } | (config or {})
         if config.get("add_prefix_space") is False:
             raise ValueError("add_prefix_space is false; here every word begins with ▁, as ALBERT's do")
-        return cls(tokens, scores, config.get("do_lower_case", lowercase),
-                   config.get("keep_accents", keep_accents), charsmap, symbols)
+        return cls(tokens, scores, config.get("do_lower_case", True), config.get("keep_accents", False),
+                   charsmap, symbols)
 
     @classmethod
     def train(cls, texts, vocab_size):
@@ -862,9 +861,10 @@ def load(path_or_name):
 
 
 def read_tokenizer(path):
-    """The tokenizer in a directory, as transformers reads it: tokenizer.json, if there is one, counts before
-    older files beside it, and tokenizer_config.json before either. With a generic class there, only what
-    tokenizer.json says counts: from_files then gets None as config."""
+    """The tokenizer in a directory, as transformers reads it: the vocabulary from tokenizer.json, or older
+    files only without it; the settings from tokenizer_config.json, or if that names a generic class, from
+    tokenizer.json, too. from_files gets the path and the contents of both: config is None if the class is
+    generic, content is None without tokenizer.json."""
     config = read_json(os.path.join(path, "tokenizer_config.json"), {})
     model_config = read_json(os.path.join(path, "config.json"), {})  # some name the class only there
     name = config.get("tokenizer_class") or model_config.get("tokenizer_class") or "BertTokenizer"
@@ -888,7 +888,7 @@ def read_tokenizer(path):
 
 
 def published_class(path, content):
-    """The class whose published files are in the directory. content: of tokenizer.json, None without it."""
+    """The class whose published files are in the directory. content: see read_tokenizer."""
     if content is None:
         for name, tokenizer_class in (("vocab.txt", WordPiece), ("spiece.model", Unigram),
                                       ("merges.txt", ByteLevelBPE), ("vocab.bpe", ByteLevelBPE)):

@@ -442,7 +442,7 @@ def local_directory(path_or_name):
     try:
         from huggingface_hub import snapshot_download
         return snapshot_download(str(path_or_name), allow_patterns=patterns)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:  # no network, no such name, no access
+    except Exception as error:  # no network, no such name, no access, a proxy: errors of every kind
         raise FileNotFoundError(f"{path_or_name}: no such directory here, and the hub did not give it: "
                                 f"{(str(error) or type(error).__name__).splitlines()[0]}") from error
 

@@ -153,7 +153,7 @@ def hub_split(source, split, problem):
     path, _, config = source.partition(":")
     try:
         return datasets.load_dataset(path, config or None, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # no network, no such name, a proxy: errors of every kind
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"{problem}: {reason}") from error
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import albert
 import bert
+import data
 import lora
 import roberta
 import tokenizer as tokenizers
@@ -160,6 +161,21 @@ def test_the_hub_fails_without_a_word(read, monkeypatch):
         raise TimeoutError
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     with pytest.raises(FileNotFoundError, match="the hub did not give it: TimeoutError"):
+        read("someone/bert-tiny")
+
+
+@pytest.mark.parametrize("read", [bert.ForPreTraining.from_pretrained, roberta.Encoder.from_pretrained,
+                                  albert.Encoder.from_pretrained, tokenizers.load,
+                                  lambda name: data.open_corpus([name])])
+def test_a_proxy_that_refuses(read, monkeypatch):
+    """The client has its own class for it, of no kind that Python has."""
+    class ProxyError(Exception):
+        pass
+    def fails(*args, **options):
+        raise ProxyError("403 Forbidden")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    monkeypatch.setattr("datasets.load_dataset", fails)
+    with pytest.raises(FileNotFoundError, match="the hub did not give it: 403 Forbidden"):
         read("someone/bert-tiny")
 
 # -----------------------------------------------------------------------------

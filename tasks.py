@@ -72,7 +72,8 @@ def read_task(name):
     problem = f"{name}: give --train_file and --val_file, as the hub did not give {task.hub}"
     for ours, theirs in (("train", "train"), ("val", task.validation)):
         table = data.hub_split(task.hub, theirs, problem)
-        labels = [task.labels[i] for i in table["label"]] if task.labels else list(map(float, table["label"]))
+        names = dict(enumerate(task.labels))  # of a list SNLI's -1, no gold label, is the last
+        labels = [names.get(i, str(i)) if names else float(i) for i in table["label"]]
         where = [f"{task.hub}, {theirs}, row {i}" for i in range(1, len(table) + 1)]
         splits[ours] = Examples(list(zip(*(table[column] for column in task.text))), labels, where)
     return splits

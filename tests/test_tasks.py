@@ -675,6 +675,9 @@ def test_the_hub(monkeypatch):
     mrpc = tasks.prepare(tasks.read_task("mrpc"), classes=list(tasks.TASKS["mrpc"].labels))
     assert asked == [("nyu-mll/glue", "mrpc", "train"), ("nyu-mll/glue", "mrpc", "validation")]
     assert mrpc.splits["val"].texts == [("a", "c"), ("b", "d")] and mrpc.splits["val"].labels == [1, 0]
+    table["label"] = [1, -1]  # as SNLI marks a row without a gold label
+    with pytest.raises(ValueError, match="glue:mrpc, train, row 2: the label '-1' is none of the classes"):
+        tasks.prepare(tasks.read_task("mrpc"), classes=list(tasks.TASKS["mrpc"].labels))
     table["label"] = [2.5, 4]
     assert tasks.prepare(tasks.read_task("stsb")).splits["val"].labels == [2.5, 4.0]
     def refuse(*args, **more):

@@ -16,6 +16,7 @@ import importlib
 import json
 import math
 import os
+import shlex
 import sys
 import time
 
@@ -504,7 +505,7 @@ def summarize(args, host, log, results, val_rows, classes, n_all, n_trained):
     host.say(f"  {s_per_epoch:.1f} s an epoch; {100 * winner['token_share']:.1f}% of positions are tokens; "
              f"{peak:,.0f} MB at the peak,\n  {training_mb:.1f} of them gradients and optimizer; {name} "
              f"{size:.2f} MB")
-    host.say(f"\nnext: python predict.py --checkpoint {args.out_dir} \"...\"")
+    host.say(f"\nnext: python predict.py --checkpoint {shlex.quote(args.out_dir)} \"...\"")
 
 
 def peak_memory(device):

@@ -13,6 +13,7 @@ What a run leaves in its out_dir: log.jsonl, checkpoints that appear whole, and 
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -257,7 +258,7 @@ def model_card(out_dir):
         tags["base_model"] = run["init_from"]
     tags["tags"] = [model_type]
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in tags.items())
-    use = f"predict.py --checkpoint {out_dir}"
+    use = f"predict.py --checkpoint {shlex.quote(out_dir)}"
     if tags["library_name"] != "peft":
         use = f"transformers.pipeline({tags['pipeline_tag']!r}, {out_dir!r})` or `{use}"
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())

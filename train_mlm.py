@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import time
 import zipfile
@@ -565,7 +566,7 @@ def show_fills(args, model, rows, host):
     if not args.dry_run:
         pydoc = args.data == ["pydoc"]
         text = "The function returns a {} of integers." if pydoc else "The capital of France is {}."
-        print(f"\nnext: python predict.py --checkpoint {args.out_dir} "
+        print(f"\nnext: python predict.py --checkpoint {shlex.quote(args.out_dir)} "
               f"\"{text.format(tokenizer.special_tokens['mask'])}\"")
 
 # -----------------------------------------------------------------------------
@@ -647,7 +648,7 @@ def train(args, state, host):
         save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
     if signals:
         raise host.stopped(step, "nothing was saved" if args.dry_run or not step else (
-            f"go on with: python train_mlm.py --init_from resume --out_dir {args.out_dir}"))
+            f"go on with: python train_mlm.py --init_from resume --out_dir {shlex.quote(args.out_dir)}"))
     report.validation(step, evaluate(model, val_batches, host), elapsed, final=True)
     if host.rank == 0:
         show_fills(args, model, val_rows, host)

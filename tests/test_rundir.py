@@ -1,5 +1,6 @@
 """What a run leaves: the model card, and the numbers that go to a tracker."""
 
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,16 @@ def test_an_adapter(finetuning, tmp_path):
     assert front["library_name"] == "peft" and "transformers.pipeline" not in text
     final = read_log(tmp_path)[-1]
     assert f"| all seeds | accuracy {final['mean']:.4f} ± {final['std']:.4f} |" in text
+
+
+def test_commands_can_be_pasted(flags, finetuning, tmp_path, capsys):
+    """Those on the screen and in the card, of a folder with a space in its name."""
+    for script, make, more in ((train_mlm, flags, ()), (finetune, finetuning, ("single", "bert"))):
+        out = tmp_path / f"my {script.__name__}"
+        script.main(make(out, *more))
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+        assert shlex.split(line)[1:5] == ["python", "predict.py", "--checkpoint", str(out)]
+        assert f"`predict.py --checkpoint '{out}'`" in front_and_text(out)[1]
 
 
 def test_a_card_that_somebody_wrote_stays(flags, tmp_path):

@@ -92,7 +92,7 @@ def test_killed_at_any_moment_a_run_comes_to_the_same_end(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "a run"
     argv = flags(out, "roberta", "--max_steps", 100000)
     process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
@@ -103,7 +103,7 @@ def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
     process.stdout.read()
     error = process.stderr.read()
     assert process.wait(60) == 128 + number
-    assert error.count("\n") == 1 and f"python train_mlm.py --init_from resume --out_dir {out}" in error
+    assert error.count("\n") == 1 and f"python train_mlm.py --init_from resume --out_dir '{out}'" in error
     assert torch.load(out / "resume.pt", weights_only=True)["step"] >= 5
 
 

@@ -261,7 +261,8 @@ def model_card(out_dir):
     use = f"predict.py --checkpoint {shlex.quote(out_dir)}"
     if tags["library_name"] != "peft":
         use = f"transformers.pipeline({tags['pipeline_tag']!r}, {out_dir!r})` or `{use}"
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    cells = [(name, str(value).replace("|", "\\|")) for name, value in facts.items()]  # a label may have one
+    table = "\n".join(f"| {name} | {value} |" for name, value in cells)
     return (f"---\n{front}\n---\n\n# {os.path.basename(os.path.abspath(out_dir))}\n\n"
             f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} by flatbert. "
             f"Use it by `{use}`.\n\n| | |\n|---|---|\n{table}\n\n"

@@ -50,13 +50,13 @@ def test_a_fine_tuned_checkpoint(kind, pipeline, finetuning, tmp_path):
 
 
 def test_a_file_beside_a_task(finetuning, files, tmp_path):
-    """The task gives the class names; the figures are the file's."""
+    """The task gives the class names, the figures are the file's; its name ends no cell of the table."""
     rows = Path(files["train_single"]).read_text().replace(",good", ",positive").replace(",bad", ",negative")
-    (tmp_path / "mine.csv").write_text(rows)
+    (tmp_path / "my|own.csv").write_text(rows)
     argv = finetuning(tmp_path / "out", "single", "bert", "--task", "sst2")
-    argv[argv.index("--train_file") + 1] = argv[argv.index("--val_file") + 1] = str(tmp_path / "mine.csv")
+    argv[argv.index("--train_file") + 1] = argv[argv.index("--val_file") + 1] = str(tmp_path / "my|own.csv")
     finetune.main(argv)
-    assert "mine.csv |" in front_and_text(tmp_path / "out")[1]
+    assert "my\\|own.csv |" in front_and_text(tmp_path / "out")[1]
 
 
 def test_an_adapter(finetuning, tmp_path):

@@ -31,6 +31,7 @@ class Task:
     metric: str = "accuracy"  # that chooses the best checkpoint, one of those that scores() gives
     epochs: float = 3
     validation: str = "validation"  # the split
+    kind: str = "classification"    # one of KINDS; None: by the labels
 
 GLUE, PAIR, NLI = "nyu-mll/glue:", ("sentence1", "sentence2"), ("entailment", "not_entailment")
 TASKS = {
@@ -44,10 +45,10 @@ TASKS = {
     "qqp": Task(GLUE + "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "f1"),
     "qnli": Task(GLUE + "qnli", ("question", "sentence"), NLI),
     "rte": Task(GLUE + "rte", PAIR, NLI, epochs=8),
-    "stsb": Task(GLUE + "stsb", PAIR, (), "spearman", epochs=5),
+    "stsb": Task(GLUE + "stsb", PAIR, (), "spearman", epochs=5, kind="regression"),
     "wnli": Task(GLUE + "wnli", PAIR, ("not_entailment", "entailment"), epochs=5),
     # which package a paragraph of documentation comes from: no network, nothing downloaded
-    "pydoc": Task(text=("text",), epochs=4),
+    "pydoc": Task(text=("text",), epochs=4, kind=None),
 }
 # the kinds of labels, and what applies to your own files of each
 KINDS = {"classification": Task(), "regression": Task(metric="spearman", epochs=5),
@@ -136,50 +137,47 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     known = KNOWN.union(name for name in given if not name.isdigit())
     records = lambda: files.records(file, header, known)  # read twice: it may be too large to be kept
     where, first = next(records())
-    numbers = [str(i + 1) for i in range(len(first))]
-    no_header = file.endswith((".csv", ".tsv")) and list(first) == numbers
-    names = sorted(known & {cell.strip().lower() for cell in first.values()}) if no_header else []
-    if len(names) > 1:
-        raise ValueError(f"{where}: {', '.join(names)} look like names of columns; leave --no-header out")
-    texts, labels = find_columns(file, list(first), text_columns, label_columns)
-    if no_header:
-        likely = columns_by_content([row for _, row in records()], {*texts, *labels})
-        texts, labels = texts or likely[0], labels or likely[1]
-    # of a file, too; where columns have no names, the content has to agree
-    if like and like[0] and (not no_header or set(like[0]) <= set(texts or like[0])):
-        texts = like[0] if not text_columns and set(first) >= set(like[0]) else texts
-        labels = like[1] if not label_columns and set(first) >= set(like[1]) else labels
-    question = f"{file}: which of the columns {', '.join(first)} is"
-    if len(texts) not in (1, 2) or set(labels) & set(texts):
-        raise ValueError(f"{question} the text, or which two? name them by --text_columns")
+    names, may_lack_names = list(first), file.endswith((".csv", ".tsv"))
+    no_header = may_lack_names and names == [str(i + 1) for i in range(len(names))]
+    alike = sorted(known & {cell.strip().lower() for cell in first.values()}) if no_header else []
+    if len(alike) > 1:
+        raise ValueError(f"{where}: {', '.join(alike)} look like names of columns; leave --no-header out")
+    texts, labels = find_columns(file, names, text_columns, label_columns, like,
+                                 records if no_header else None)
     if labelled and not labels:
-        raise ValueError(f"{question} the label? name it by --label_column")
+        raise ValueError(f"{file}: which of the columns {', '.join(names)} is the label? name it by "
+                         "--label_column")
 
     examples = Examples([], [] if labelled else None, [], None if labelled else [], (texts, labels))
     for where, row in records():
         examples.where.append(where)
         examples.texts.append(tuple(row.get(name) for name in texts))
-        for name in texts:
-            if row.get(name) in (None, [], "") or str(row[name]).isspace():
+        for name, cell in zip(texts, examples.texts[-1]):
+            if cell in (None, [], "") or str(cell).isspace():
                 raise ValueError(f"{where}: the text in column {name!r} is empty")
-            if not isinstance(row[name], (str, list)):
-                raise ValueError(f"{where}: the text in column {name!r} is {row[name]!r}, no string")
-        if not labelled:
-            examples.rows.append(row)
-        else:
+            if not isinstance(cell, (str, list)):
+                raise ValueError(f"{where}: the text in column {name!r} is {cell!r}, no string")
+        if labelled:
             examples.labels.append(read_label(row, labels, kind, where))
-    if header is None and not no_header and any(len(name.split()) > 4 for name in first) and file.endswith(
-            (".csv", ".tsv")):
-        print(f"{file}: line 1 is taken for the names of the columns; else say --no-header", file=sys.stderr)
-    if no_header and header is None and not labelled:
-        print(f"{file}: line 1 is taken for a row, not for the names of the columns; else say --header",
-              file=sys.stderr)
-    elif no_header and header is None:
-        label = examples.labels[0]
-        if examples.labels.count(label) == 1 and not is_number(label):
-            raise ValueError(f"{examples.where[0]}: no other row has the label {label!r}; if this line names "
-                             "the columns, say --header, if not --no-header")
+        else:
+            examples.rows.append(row)
+    if header is None and may_lack_names:
+        check_header(file, examples, names, no_header)
     return examples
+
+
+def check_header(file, examples, names, no_header):
+    """Point out a first line that was perhaps taken wrongly, for names of columns or for a row; ValueError
+    where its label is that of no other row."""
+    if no_header and examples.labels:
+        label, where = examples.labels[0], examples.where[0]
+        if examples.labels.count(label) == 1 and not is_number(label):
+            raise ValueError(f"{where}: no other row has the label {label!r}; if this line names the "
+                             "columns, say --header, if not --no-header")
+    elif no_header or any(len(name.split()) > 4 for name in names):
+        taken = ("a row, not for the names of the columns; else say --header" if no_header else
+                 "the names of the columns; else say --no-header")
+        print(f"{file}: line 1 is taken for {taken}", file=sys.stderr)
 
 
 def read_label(row, columns, kind, where):
@@ -214,8 +212,9 @@ def clean_label(cell):
     return str(int(cell)) if isinstance(cell, float) else str(cell).strip()
 
 
-def find_columns(file, names, text_columns, label_columns):
-    """-> the text columns, and the label's: given, or of known names; [] where there are none."""
+def find_columns(file, names, text_columns, label_columns, like, records):
+    """-> the text columns, one or two, and the label's, [] where there is none. records: None, or where the
+    columns have no names what reads the rows."""
     columns = {str(i): name for i, name in enumerate(names, 1)}
     columns |= {name.lower(): name for name in reversed(names)}  # of two that differ in case the first
 
@@ -232,6 +231,16 @@ def find_columns(file, names, text_columns, label_columns):
     labels = [columns[name] for name in likely if name in columns and columns[name] not in texts][:1]
     if label_columns:
         labels = [given(name, "--label_column") for name in label_columns]
+    if records:
+        likely = columns_by_content([row for _, row in records()], {*texts, *labels})
+        texts, labels = texts or likely[0], labels or likely[1]
+    # of a file, too; where columns have no names, the content has to agree
+    if like and like[0] and (not records or set(like[0]) <= set(texts or like[0])):
+        texts = like[0] if not text_columns and set(names) >= set(like[0]) else texts
+        labels = like[1] if not label_columns and set(names) >= set(like[1]) else labels
+    if len(texts) not in (1, 2) or set(labels) & set(texts):
+        raise ValueError(f"{file}: which of the columns {', '.join(names)} is the text, or which two? name "
+                         "them by --text_columns")
     return texts, labels
 
 
@@ -266,8 +275,7 @@ class Data:
 def prepare(splits, kind=None, classes=None):
     """{split: Examples} -> Data.
 
-    kind None: tokens where labels are lists, a regression where all are numbers and one has a fraction,
-    else classification. classes None: those of the training labels, sorted; where they are given, labels
+    kind None: by guess_kind. classes: those of the training labels, sorted, if none are given; else labels
     may also be their ids. ValueError, with the line, for a label that training lacks, a target that is no
     number, one class only, words and tags of different counts, and a text beside pairs.
     """
@@ -277,18 +285,9 @@ def prepare(splits, kind=None, classes=None):
             if len(text) != len(first.texts[0]):
                 raise ValueError(f"{where}: {len(text)} text columns; {first.where[0]} has "
                                  f"{len(first.texts[0])}; see --text_columns")
-    if kind is None:
-        kind = "classification"
-        words, tags = first.columns
-        if any(isinstance(label, list) for label in first.labels) or (
-                {*words} <= {*WORDS} and {*tags} <= {*TAGS} and words and tags):  # strings, blanks between
-            kind = "tokens"
-        elif not classes and all(map(is_number, first.labels)) and any(float(x) % 1 for x in first.labels):
-            kind = "regression"
+    kind = kind or guess_kind(first, classes)
     for examples in splits.values():
         check_texts(examples, kind)
-    if kind == "multilabel":
-        split_labels(splits, set(classes or ()))
     if kind == "regression":
         for examples in splits.values():
             for label, where in zip(examples.labels, examples.where):
@@ -297,11 +296,13 @@ def prepare(splits, kind=None, classes=None):
         return Data(kind, [], {split: replace(examples, labels=list(map(float, examples.labels)))
                                for split, examples in splits.items()})
 
-    def names_in(label):
-        return list(map(str, label)) if kind in ("tokens", "multilabel") else [str(label)]
-    used = {split: {name for label in examples.labels for name in names_in(label)}
-            for split, examples in splits.items()}
-    if classes is None:
+    if kind == "multilabel":
+        split_labels(splits, set(classes or ()))
+    has_lists = kind in ("tokens", "multilabel")
+    names = {split: [list(map(str, label)) if has_lists else [str(label)] for label in examples.labels]
+             for split, examples in splits.items()}
+    used = {split: set().union(*labels) for split, labels in names.items()}
+    if not classes:
         used_first = next(iter(used.values()))
         if {"-", "entailment"} <= used_first:  # SNLI's mark where its annotators did not agree
             where = first.where[first.labels.index("-")]
@@ -318,17 +319,29 @@ def prepare(splits, kind=None, classes=None):
     prepared = {}
     for split, examples in splits.items():
         labels = []
-        for label, where in zip(examples.labels, examples.where):
-            unknown = set(names_in(label)) - set(ids[split])
-            if unknown:
-                raise ValueError(f"{where}: the label {min(unknown)!r} is none of the classes: "
+        for row, where in zip(names[split], examples.where):
+            numbers = [ids[split].get(name) for name in row]
+            if None in numbers:
+                unknown = min(name for name, number in zip(row, numbers) if number is None)
+                raise ValueError(f"{where}: the label {unknown!r} is none of the classes: "
                                  f"{', '.join(classes[:20])}")
-            numbers = [ids[split][name] for name in names_in(label)]
             if kind == "multilabel":
                 numbers = np.isin(np.arange(len(classes)), numbers)
             labels.append(numbers[0] if kind == "classification" else numbers)
         prepared[split] = replace(examples, labels=labels)
-    return Data(kind, classes, prepared)
+    return Data(kind, list(classes), prepared)
+
+
+def guess_kind(examples, classes):
+    """tokens where labels are lists; a regression where all are numbers, one has a fraction, and no classes
+    are given; else classification."""
+    words, tags = examples.columns
+    are_words = words and tags and {*words} <= {*WORDS} and {*tags} <= {*TAGS}  # strings, blanks between
+    if are_words or any(isinstance(label, list) for label in examples.labels):
+        return "tokens"
+    if not classes and all(map(is_number, examples.labels)) and any(float(x) % 1 for x in examples.labels):
+        return "regression"
+    return "classification"
 
 
 def split_labels(splits, known):
@@ -568,22 +581,41 @@ def scores(kind, labels, outputs, classes=(), threshold=0.5):
         values = {"pearson": pearson(labels, predicted), "spearman": pearson(ranks(labels), ranks(predicted)),
                   "mse": np.mean((labels - predicted) ** 2)}
     elif kind == "multilabel":
-        predicted = above(outputs, threshold)
-        counts = label_counts(labels, predicted)
+        counts, _ = count(kind, labels, outputs, threshold)
         [precision], [recall], [f1], _ = by_class(*counts.sum(1, keepdims=True))
         values = {"micro_f1": f1, "macro_f1": by_class(*counts)[2].mean(), "micro_precision": precision,
-                  "micro_recall": recall, "subset_accuracy": (labels == predicted).all(-1).mean()}
+                  "micro_recall": recall,
+                  "subset_accuracy": (labels == above(outputs, threshold)).all(-1).mean()}
     else:
-        matrix = confusion_matrix(labels, outputs.argmax(-1), outputs.shape[-1])
-        precision, recall, f1, present = by_class(np.diag(matrix), matrix.sum(1), matrix.sum(0))
+        counts, matrix = count(kind, labels, outputs, threshold)
+        precision, recall, f1, present = by_class(*counts)
         values = {"accuracy": np.trace(matrix) / matrix.sum(), "macro_f1": f1[present].mean(),
                   "macro_precision": precision[present].mean(), "macro_recall": recall[present].mean(),
                   "mcc": mcc(matrix)}
-        if kind == "tokens":
-            values["token_f1"] = token_f1(matrix, classes)
+        if kind == "tokens":  # micro-averaged over the tags but "O"; where there is no "O", the accuracy
+            inside = counts[:, [name != "O" for name in classes]]
+            _, _, [values["token_f1"]], _ = by_class(*inside.sum(1, keepdims=True))
         elif len(matrix) == 2:
             values["f1"] = f1[1]
     return {name: float(value) for name, value in values.items()}
+
+
+def count(kind, labels, outputs, threshold):
+    """-> (3, classes): how many of every class are right, labelled, predicted; and the confusion matrix, None
+    where a text has several labels."""
+    if kind == "multilabel":
+        predicted = above(outputs, threshold)
+        return np.stack([(labels & predicted).sum(0), labels.sum(0), predicted.sum(0)]), None
+    matrix = confusion_matrix(labels, outputs.argmax(-1), outputs.shape[-1])
+    return np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)]), matrix
+
+
+def by_class(hits, labelled, predicted):
+    """How many of every class are right, labelled, predicted -> precision, recall and F1 of every class, 0
+    where they are 0 / 0, and which classes occur at all."""
+    ratio = lambda a, b: np.divide(a, b, out=np.zeros(len(hits)), where=b > 0)
+    return (ratio(hits, predicted), ratio(hits, labelled), ratio(2 * hits, labelled + predicted),
+            labelled + predicted > 0)
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -596,11 +628,6 @@ def above(outputs, threshold):
     return np.asarray(outputs) > np.log(threshold / (1 - threshold))  # sigmoid(x) > t
 
 
-def label_counts(labels, predicted):
-    """Both (N, classes), bool -> (3, classes): how many are right, labelled, predicted."""
-    return np.stack([(labels & predicted).sum(0), labels.sum(0), predicted.sum(0)])
-
-
 def best_threshold(rows, outputs):
     """-> of 0.01, 0.02, ... the threshold of the best micro F1, the nearest to 0.5 of equal ones; this F1."""
     labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
@@ -609,26 +636,14 @@ def best_threshold(rows, outputs):
     return best, f1[best]
 
 
-def by_class(hits, labelled, predicted):
-    """How many of every class are right, labelled, predicted -> precision, recall and F1 of every class, 0
-    where they are 0 / 0, and which classes occur at all."""
-    ratio = lambda a, b: np.divide(a, b, out=np.zeros(len(hits)), where=b > 0)
-    return (ratio(hits, predicted), ratio(hits, labelled), ratio(2 * hits, labelled + predicted),
-            labelled + predicted > 0)
-
-
 def report(rows, outputs, classes, threshold=0.5):
     """Print precision, recall and F1 of every class, and the confusion matrix where it fits the screen."""
     if rows.kind == "regression":
         return
     labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
-    width, fits = max(map(len, classes)), len(classes) <= 12 and rows.kind != "multilabel"
-    if rows.kind == "multilabel":
-        counts = label_counts(labels, above(outputs, threshold))
-    else:
-        matrix = confusion_matrix(labels, outputs.argmax(-1), len(classes))
-        counts = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    counts, matrix = count(rows.kind, labels, outputs, threshold)
     precision, recall, f1, _ = by_class(*counts)
+    width, fits = max(map(len, classes)), matrix is not None and len(classes) <= 12
     print(f"  {'':{width}}  precision  recall     f1   count" + ("   predicted as" if fits else ""))
     for i, name in enumerate(classes):
         predicted = "".join(f"{n:7}" for n in matrix[i]) if fits else ""
@@ -652,11 +667,3 @@ def ranks(values):
     """1 for the smallest; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def token_f1(matrix, classes):
-    """F1 over all words whose tag or prediction is not "O" (micro-averaged; without an "O" the accuracy)."""
-    inside = np.array([name != "O" for name in classes])
-    hits = np.diag(matrix)[inside].sum()
-    total = matrix[inside].sum() + matrix[:, inside].sum()
-    return 2 * hits / total if total else 0.0

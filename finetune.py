@@ -121,8 +121,8 @@ def parse_arguments(argv):
         args.model = runtime.read_config(args.init_from)["model_type"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
     args.command = runtime.command("finetune.py", argv)
-    rundir.check_sources(args.out_dir, **{name: [getattr(args, name)] for name in (
-        "train_file", "val_file", "test_file") if getattr(args, name)})
+    rundir.check_sources(args.out_dir, **{name: [file] for name in ("train_file", "val_file", "test_file")
+                                          if (file := getattr(args, name))})
     if not args.dry_run:
         rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args
@@ -139,16 +139,13 @@ def open_task(args, host):
                                                kind=args.kind, like=like)
         return splits
     splits = host.once_per_machine(read)
-    known = tasks.TASKS.get(args.task)
-    classes = list(known.labels) if known and known.labels else None
-    scored = known and known.metric == "spearman"  # STS-B: scores without a fraction are no classes
-    kind = args.kind or ("classification" if classes else "regression" if scored else None)
-    task_data = tasks.prepare(splits, kind, classes)
+    known = tasks.TASKS.get(args.task, tasks.Task(kind=None))
+    task_data = tasks.prepare(splits, args.kind or known.kind, known.labels)
     if "val" not in task_data.splits:
         train, val = tasks.hold_out(task_data.splits["train"], task_data.kind)
         task_data.splits |= {"train": train, "val": val}
     args.kind = task_data.kind
-    task = known if known and known.metric in tasks.METRICS[args.kind] else tasks.KINDS[args.kind]
+    task = known if args.task and known.metric in tasks.METRICS[args.kind] else tasks.KINDS[args.kind]
     if not (args.max_steps or args.epochs or args.max_minutes):
         args.epochs = task.epochs
     n = len(task_data.classes)
@@ -209,12 +206,11 @@ def choose_trained(model, args):
     head = ["classifier"] + ["encoder.pooler"] * (model.encoder.pooler is not None)
     if args.train == "lora":
         adapted = any(target.split(".")[-1] == "pooler" for target in args.lora_targets)
-        if adapted and "encoder.pooler" in model.fresh:
+        fresh = "encoder.pooler" in model.fresh  # then it has to learn
+        if adapted and fresh:
             raise ValueError("--lora_targets pooler: the checkpoint has none; leave it out, and a fresh one "
                              "is trained and saved whole")
-        # a pooler with fresh weights has to learn
-        whole_pooler = not adapted and (args.lora_pooler or "encoder.pooler" in model.fresh)
-        saved = head if whole_pooler else ["classifier"]
+        saved = head if not adapted and (args.lora_pooler or fresh) else ["classifier"]
         lora.inject(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets, args.rslora,
                     args.dora, saved)
         return
@@ -252,9 +248,10 @@ class Best:
 
     def __init__(self, args, host, log, tokenizer, rows, classes):
         self.args, self.host, self.log, self.tokenizer = args, host, log, tokenizer
-        self.rows, self.classes, self.score = rows, classes, None
+        self.rows, self.classes = rows, classes
+        self.score, self.outputs = None, None  # on the validation rows
 
-    def evaluate_and_keep(self, model, seed, step, result):
+    def evaluate_and_keep(self, model, step, result):
         """Evaluate, and save the weights if they are better than all before. result: what this seed has
         reached, a dict that is brought up to date."""
         args = self.args
@@ -264,16 +261,17 @@ class Best:
         result["since_best"] += 1
         better = result["score"] is None or value > result["score"]
         if better:
-            result.update(score=value, step=step, scores=scores, outputs=outputs, since_best=0)
+            result.update(score=value, step=step, scores=scores, since_best=0)
             if "test" in self.rows:
                 result["test"] = self.evaluate(model, "test")[0]
             if self.score is None or value > self.score:
                 self.save(model)
-                self.score = value
+                self.score, self.outputs = value, outputs
         names = [args.metric] + [name for name in scores if name != args.metric][:3]
         text = ", ".join(f"{name} {scores[name]:.4f}" for name in names)
         self.log.write(f"step {step:6,} | validation {text}{' | best so far' * better}",
-                       seed=seed, step=step, **{f"val_{name}": value for name, value in scores.items()})
+                       seed=result["seed"], step=step,
+                       **{f"val_{name}": value for name, value in scores.items()})
 
     def evaluate(self, model, split):
         size = max(1, self.args.batch_size // (self.args.accumulation * self.host.world))
@@ -376,7 +374,7 @@ def train(args, model, rows, seed, best, log, host):
                       seed=seed, step=step, epoch=epoch, loss=mean_loss, lr=lr,
                       rows_per_s=round(args.batch_size / step_seconds, 1), elapsed_s=round(now - start, 1))
             if eval_due and not args.dry_run:
-                best.evaluate_and_keep(model, seed, step, result)
+                best.evaluate_and_keep(model, step, result)
             line_step, line_time = step, time.time()
             paused += line_time - now
 
@@ -385,7 +383,7 @@ def train(args, model, rows, seed, best, log, host):
     evaluated = result["curve"] and result["curve"][-1][0] == step
     if step and not evaluated and not args.dry_run and not (signals and best.score is not None):
         # a budget ended between two evaluations, or a signal came before the first
-        best.evaluate_and_keep(model, seed, step, result)
+        best.evaluate_and_keep(model, step, result)
     if signals:
         raise host.stopped(step, best.kept())
     if not step:
@@ -441,7 +439,7 @@ def finetune(args, host):
         results.append(train(args, model, rows["train"], seed, best, log, host))
         del model  # before the next one is made
     if not args.dry_run:
-        summarize(args, host, log, results, rows["val"], task_data.classes, n_all, n_trained)
+        summarize(args, host, results, best, n_all, n_trained)
 
 
 def describe(args, host, task_data, rows, n_all, n_trained):
@@ -472,7 +470,7 @@ def describe(args, host, task_data, rows, n_all, n_trained):
         host.say(f"always the most frequent class: validation accuracy {counts.max() / counts.sum():.4f}")
 
 
-def summarize(args, host, log, results, val_rows, classes, n_all, n_trained):
+def summarize(args, host, results, best, n_all, n_trained):
     """The closing lines: mean and deviation over the seeds, and the best seed in detail."""
     metric, values = args.metric, np.array([result["score"] for result in results])
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0
@@ -481,13 +479,13 @@ def summarize(args, host, log, results, val_rows, classes, n_all, n_trained):
     size = os.path.getsize(os.path.join(args.out_dir, name)) / 1e6 if host.rank == 0 else 0
     s_per_epoch = sum(result["train_s"] for result in results) / sum(result["epochs"] for result in results)
     peak, training_mb = peak_memory(host.device) / 1e6, results[0]["training_mb"]
-    log.write(final=True, metric=metric, mean=float(values.mean()), std=float(deviation),
-              seeds=[{name: value for name, value in result.items() if name not in ("outputs", "since_best")}
-                     for result in results],
-              trained=n_trained, parameters=n_all, s_per_epoch=s_per_epoch,
-              ms_per_step=float(np.mean([result["ms_per_step"] for result in results])),
-              peak_memory_mb=peak, training_mb=training_mb, disk_mb=size)
-    if log.writes:
+    best.log.write(final=True, metric=metric, mean=float(values.mean()), std=float(deviation),
+                   seeds=[{name: value for name, value in result.items() if name != "since_best"}
+                          for result in results],
+                   trained=n_trained, parameters=n_all, s_per_epoch=s_per_epoch,
+                   ms_per_step=float(np.mean([result["ms_per_step"] for result in results])),
+                   peak_memory_mb=peak, training_mb=training_mb, disk_mb=size)
+    if best.log.writes:
         rundir.write_card(args.out_dir)
     spread = f" ± {deviation:.4f} over {len(values)} seeds" * (len(values) > 1)
     at_step = f", at step {winner['step']:,}"
@@ -498,9 +496,9 @@ def summarize(args, host, log, results, val_rows, classes, n_all, n_trained):
             f" ± {tests.std(ddof=1):.4f}" if len(tests) > 1 else ""))
     host.say("  " + ", ".join(f"{name} {value:.4f}" for name, value in winner["scores"].items()))
     if host.rank == 0:
-        tasks.report(val_rows, winner["outputs"], classes)
+        tasks.report(best.rows["val"], best.outputs, best.classes)
     if args.kind == "multilabel":
-        threshold, f1 = tasks.best_threshold(val_rows, winner["outputs"])
+        threshold, f1 = tasks.best_threshold(best.rows["val"], best.outputs)
         host.say(f"  on the validation rows predict.py --threshold {threshold} is best: micro_f1 {f1:.4f}")
     host.say(f"  {s_per_epoch:.1f} s an epoch; {100 * winner['token_share']:.1f}% of positions are tokens; "
              f"{peak:,.0f} MB at the peak,\n  {training_mb:.1f} of them gradients and optimizer; {name} "

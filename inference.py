@@ -243,11 +243,10 @@ def make_rows(examples, kind, tokenizer, config, max_length, stride=None):
     `stride` tokens of the one before. ValueError for a stride with pairs, with tags, or as long as a window.
     """
     check_stride(examples, kind, max_length, stride)
-    token_types, room = config.type_vocab_size > 1, max_length - 2
+    longest, room = max_length if stride is None else sys.maxsize, max_length - 2
+    rows = tasks.Rows(examples, kind, tokenizer, longest, token_types=config.type_vocab_size > 1)
     if stride is None:
-        rows = tasks.Rows(examples, kind, tokenizer, max_length, token_types)
         return rows, np.arange(len(rows))
-    rows = tasks.Rows(examples, kind, tokenizer, sys.maxsize, token_types)
     windows, numbers = [], []
     for i, row in enumerate(rows.rows):
         cls, ids, sep = np.split(row.ids, [1, -1])

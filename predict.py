@@ -325,7 +325,7 @@ def evaluate(args, model, tokenizer, kind, host):
         raise ValueError(f"--task {args.task}: its classes are {', '.join(task_classes)}; those of "
                          f"{args.checkpoint} are {', '.join(classes) or 'none'}")
     known = task_classes if same_classes else classes
-    examples = tasks.prepare({"test": examples}, kind, known or None).splits["test"]
+    examples = tasks.prepare({"test": examples}, kind, known).splits["test"]
     if same_classes:  # ids in the file are the task's; the checkpoint may have the classes in another order
         examples.labels = [lower.index(task_lower[i]) for i in examples.labels]
     if args.held_out:

@@ -495,7 +495,8 @@ class Report:
             host.say("The training loss is over a sample of the vocabulary, and so it is lower than that of "
                      "validation.")
         self.top_speed = None  # tokens/s at the peak of the GPUs, where that can be said
-        peak = runtime.peak_flops(runtime.machine(host.device))
+        on_gpu = host.device.type == "cuda"
+        peak = on_gpu and runtime.peak_flops(runtime.machine(host.device))
         if peak and args.dtype == "bfloat16" and args.softmax == "full":
             masked = max(1, round(args.mask_prob * rows.width))
             flops = runtime.flops_of_a_row(model.config, args.seq_length, masked, bool(rows.task))

@@ -290,7 +290,7 @@ more than a second layer.
 
 Ours: 2.05 M words of Wikipedia articles, the size of WikiText-2, for three epochs, with the vocabulary of
 `bert-base-uncased` (`wiki` is a folder with the text and `vocab.txt`). Text and tokenizer are not the same as
-theirs, so compare the order of magnitude. Times are of one thread, beside other runs.
+theirs, so compare the order of magnitude. Times are of one thread, beside other work.
 
 {experiments()}
 

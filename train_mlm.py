@@ -586,6 +586,8 @@ def train(args, state, host):
     parallel = wrap(model, rows, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, unigram, max_steps, step, elapsed)
+    if args.init_from != "scratch" and not state:  # what the checkpoint knows of this text already
+        report.validation(0, evaluate(model, val_batches, host), elapsed)
 
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
     start = time.time() - elapsed

@@ -528,7 +528,8 @@ def test_training_goes_on_from_a_checkpoint(flags, tmp_path):
     train_mlm.main(flags(tmp_path / "a", "bert", "--recipe", "paper"))
     train_mlm.main(flags(tmp_path / "b", "bert", "--init_from", tmp_path / "a"))
     a, b = (read_log(tmp_path / name) for name in "ab")
-    assert b[1]["loss"] < a[1]["loss"] - 0.2 and b[0]["model"] == "bert" and b[0]["preset"] is None
+    assert b[1]["step"] == 0 and b[1]["val_loss"] == pytest.approx(a[-1]["val_loss"], rel=1e-6)
+    assert b[2]["loss"] < a[1]["loss"] - 0.2 and b[0]["model"] == "bert" and b[0]["preset"] is None
     assert (tmp_path / "a" / "vocab.txt").read_bytes() == (tmp_path / "b" / "vocab.txt").read_bytes()
 
 
@@ -763,6 +764,21 @@ def test_the_parts_of_a_loss_without_targets():
     shares = train_mlm.sums_of(parts, 0.0, 1.0)
     shares[0].backward()
     assert shares.tolist() == [0, 0, 0, 0] and not logits.grad.any()
+
+
+def test_a_compiled_run(flags, tmp_path, monkeypatch):
+    """The same losses, from one graph for the first step's shapes, one for all later ones, one to evaluate."""
+    compile, stats = torch.nn.Module.compile, torch._dynamo.utils.counters["stats"]
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda model: compile(model, backend="aot_eager"))  # without a C++ compiler
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        torch._dynamo.reset()
+        stats.clear()
+        train_mlm.main(flags(tmp_path / name, "bert", *more))
+    assert stats["unique_graphs"] == 3 and not torch._dynamo.utils.counters["graph_break"]
+    plain, compiled = ([line["loss"] for line in read_log(tmp_path / name) if "loss" in line]
+                       for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_compilation_that_fails_is_one_line(capsys):

@@ -1,14 +1,16 @@
 """
-Fresh weights with a head start. A masked language model first learns, slowly, which tokens are frequent and
-how to look at a token's neighbours; here it starts with both. The architecture does not change.
+Fresh weights with a head start. A masked language model first learns, slowly, which tokens are frequent,
+which are alike, and how to look at a token's neighbours; here it starts with all three. The architecture does
+not change.
 
     model = bert.ForPreTraining(bert.Config())
     init.unigram_bias(model, rows.unigram_probs)  # of data.Rows; the loss starts at the unigram line
+    init.word_vectors(model, rows.tokens.tokens)
     init.sinusoids(model)
     init.neighbours(model)              # needs the sinusoids
 
-Source: Vaswani et al. 2017, section 3.5: the sinusoids, and why a distance is a rotation of them. What each
-of the three is worth: results/speedrun.md.
+Source: Levy and Goldberg 2014, section 4, the word vectors; Vaswani et al. 2017, section 3.5, the sinusoids,
+and why a distance is a rotation of them. What each is worth: results/speedrun.md.
 """
 
 import numpy as np
@@ -19,6 +21,40 @@ import torch
 def unigram_bias(model, unigram_probs):
     """The output bias becomes the logarithm of each id's probability: an array (V,), none of them 0."""
     model.mlm.bias.copy_(torch.from_numpy(np.log(unigram_probs)))
+
+
+@torch.no_grad()
+def word_vectors(model, tokens, contexts=1024, sample=20):
+    """The word embeddings become vectors of their neighbours in the text: two tokens are alike if the same
+    ones stand before or after them. Of each id and each of the `contexts` most frequent ones as its neighbour, the
+    positive pointwise mutual information, max(0, log p(a, b) / p(a) p(b)), projected on its E principal
+    directions; all vectors as long as with twice initializer_range. Ids that the text lacks stay as drawn.
+
+    tokens: the text's ids (N,), of which at most `sample` million are counted. In float64, as with less the
+    directions would depend on the number of threads."""
+    table = model.encoder.embeddings.word.weight
+    V, E = table.shape
+    parts = np.array_split(tokens, 1 + len(tokens) // 10**6)
+    parts = parts[::-(-len(parts) // sample)]  # spread over the text
+    frequent = np.argsort(-sum(np.bincount(part, minlength=V) for part in parts), kind="stable")[:contexts]
+    C = len(frequent)
+    column = torch.full((V,), C)  # all others have one column, that is not used
+    column[torch.from_numpy(frequent)] = torch.arange(C)
+    counts = torch.zeros(V * (C + 1), dtype=torch.float64)
+    for ids in (torch.from_numpy(part.astype(np.int64)) for part in parts):
+        for a, b in ((ids[1:], ids[:-1]), (ids[:-1], ids[1:])):
+            counts.index_add_(0, a * (C + 1) + column[b], torch.ones(len(a), dtype=torch.float64))
+    counts = counts.view(V, C + 1)[:, :C]
+    chance = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
+    pmi = (counts / chance.clamp_(min=1e-9)).clamp_(min=1).log_()  # (V, C)
+    principal = torch.linalg.eigh(pmi.T @ pmi)[1][:, -E:]
+    principal *= principal.gather(0, principal.abs().argmax(0, keepdim=True)).sign()  # else up to the library
+    # a random rotation: no dimension, and so no head, is to have more of it than another
+    rotation = torch.nn.init.orthogonal_(torch.empty(principal.shape[1], E, dtype=torch.float64))
+    vectors = pmi @ (principal @ rotation)
+    length = vectors.norm(dim=1, keepdim=True)
+    vectors *= 2 * model.config.initializer_range * E ** 0.5 / length
+    table.copy_(torch.where(length > 0, vectors, table))
 
 
 def frequencies(width):

@@ -40,10 +40,12 @@ from muon import Muon, split_parameters
 RECIPES = {
     # measured, part by part: results/speedrun.md
     "fast": dict(optimizer="muon", softmax="sampled", batch_size=64, mask_prob=0.25, dropout=0.0,
-                 schedule="constant", decay=0.4, unigram_bias=True, sinusoids=True, neighbours=True),
+                 schedule="constant", decay=0.4, unigram_bias=True, word_vectors=True,
+                 sinusoids=True, neighbours=True),
     # after Devlin et al. 2018, appendix A.2; Liu et al. 2019, table 9; Lan et al. 2019, section 4.1
     "paper": dict(optimizer="adamw", softmax="full", batch_size=32, mask_prob=0.15, dropout=None,
-                  schedule="linear", decay=0.2, unigram_bias=False, sinusoids=False, neighbours=False),
+                  schedule="linear", decay=0.2, unigram_bias=False, word_vectors=False,
+                  sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
     "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
@@ -51,7 +53,7 @@ DEFAULTS = {
                  eval_interval=1000, compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # a run has one of these
-FRESH = ("unigram_bias", "sinusoids", "neighbours")  # flags of runs from scratch only
+FRESH = ("unigram_bias", "word_vectors", "sinusoids", "neighbours")  # flags of runs from scratch only
 # what a resumed run may not change
 FIXED = ("model", "preset", "layers", "positions", "recipe", "optimizer", *FRESH, "dropout", "seed",
          "batch_size", "seq_length", "masking")
@@ -83,6 +85,8 @@ def parser():
         "full")
     add("--unigram_bias", action=argparse.BooleanOptionalAction,
         help="start the output bias at the tokens' log-frequencies, and so the loss at the unigram line")
+    add("--word_vectors", action=argparse.BooleanOptionalAction,
+        help="start the word embeddings alike for tokens that have the same neighbours in the text")
     add("--sinusoids", action=argparse.BooleanOptionalAction,
         help="start the position embeddings as sinusoids")
     add("--neighbours", action=argparse.BooleanOptionalAction,
@@ -297,6 +301,8 @@ def open_model(args, state, rows):
         model = runtime.build_model(module, "ForPreTraining", args, tokenizer, **options)
         if args.unigram_bias:
             init.unigram_bias(model, rows.unigram_probs)
+        if args.word_vectors:
+            init.word_vectors(model, rows.tokens.tokens)
         if args.sinusoids:
             init.sinusoids(model)
         if args.neighbours:

@@ -25,20 +25,21 @@ def unigram_bias(model, unigram_probs):
 
 @torch.no_grad()
 def word_vectors(model, tokens, contexts=1024, sample=20):
-    """The word embeddings become vectors of their neighbours in the text: two tokens are alike if the same
-    ones stand before or after them. Of each id and each of the `contexts` most frequent ones as its neighbour, the
-    positive pointwise mutual information, max(0, log p(a, b) / p(a) p(b)), projected on its E principal
-    directions; all vectors as long as with twice initializer_range. Ids that the text lacks stay as drawn.
+    """The word embeddings become vectors of their neighbours: two tokens are alike if the same ones stand
+    beside them in the text. An id a has, for each b of the `contexts` most frequent ids, the positive pointwise
+    mutual information of their being neighbours, max(0, log p(a, b) / (p(a) p(b))), and of these vectors the
+    part in their E principal directions; all as long as if drawn with twice initializer_range. Ids that the
+    text lacks stay as they were.
 
-    tokens: the text's ids (N,), of which at most `sample` million are counted. In float64, as with less the
-    directions would depend on the number of threads."""
+    tokens: the text's ids (N,), of which at most `sample` million are counted. The model must be on the CPU.
+    In float64, as with less the directions would depend on the number of threads."""
     table = model.encoder.embeddings.word.weight
     V, E = table.shape
     parts = np.array_split(tokens, 1 + len(tokens) // 10**6)
     parts = parts[::-(-len(parts) // sample)]  # spread over the text
     frequent = np.argsort(-sum(np.bincount(part, minlength=V) for part in parts), kind="stable")[:contexts]
     C = len(frequent)
-    column = torch.full((V,), C)  # all others have one column, that is not used
+    column = torch.full((V,), C)  # the last is for all other ids, and not used
     column[torch.from_numpy(frequent)] = torch.arange(C)
     counts = torch.zeros(V * (C + 1), dtype=torch.float64)
     for ids in (torch.from_numpy(part.astype(np.int64)) for part in parts):

@@ -26,10 +26,10 @@ def unigram_bias(model, unigram_probs):
 @torch.no_grad()
 def word_vectors(model, tokens, contexts=1024, sample=20):
     """The word embeddings become vectors of their neighbours: two tokens are alike if the same ones stand
-    beside them in the text. An id a has, for each b of the `contexts` most frequent ids, the positive pointwise
-    mutual information of their being neighbours, max(0, log p(a, b) / (p(a) p(b))), and of these vectors the
-    part in their E principal directions; all as long as if drawn with twice initializer_range. Ids that the
-    text lacks stay as they were.
+    beside them in the text. A vector has, for each of the `contexts` most frequent ids, the positive pointwise
+    mutual information of the two standing side by side, max(0, log(p(a, b) / (p(a) p(b)))). Of these (V, C)
+    the part in their E principal directions is kept, and turned at random; all vectors get the length of one
+    drawn with twice initializer_range. Ids that the text lacks stay as they were.
 
     tokens: the text's ids (N,), of which at most `sample` million are counted. The model must be on the CPU.
     In float64, as with less the directions would depend on the number of threads."""

@@ -32,7 +32,7 @@ def test_the_output_starts_at_the_unigram_line():
 def test_words_start_as_vectors_of_their_neighbours(family):
     """As alike as their rows of pointwise mutual information, counted by hand: 60 ids keep all directions."""
     model, rng = fresh(family), np.random.default_rng(0)
-    tokens = rng.integers(10, 40, 5000) + 30 * (np.arange(5000) % 2)  # from 10 to 69, lower and higher in turns
+    tokens = rng.integers(10, 40, 5000) + 30 * (np.arange(5000) % 2)  # 10 to 69, lower and higher in turns
     table = model.encoder.embeddings.word.weight
     before = table.clone()
     init.word_vectors(model, tokens)

@@ -767,7 +767,7 @@ def test_the_parts_of_a_loss_without_targets():
 
 
 def test_a_compiled_run(flags, tmp_path, monkeypatch):
-    """The same losses, from one graph for the first step's shapes, one for all later ones, one to evaluate."""
+    """The same losses, from a graph for the first step's shapes, one for all later ones, one to evaluate."""
     compile, stats = torch.nn.Module.compile, torch._dynamo.utils.counters["stats"]
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda model: compile(model, backend="aot_eager"))  # without a C++ compiler

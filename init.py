@@ -26,8 +26,8 @@ def unigram_bias(model, unigram_probs):
 @torch.no_grad()
 def word_vectors(model, tokens, contexts=1024, sample=20):
     """The word embeddings become vectors of their neighbours: two tokens are alike if the same ones stand
-    beside them in the text. A vector has, for each of the `contexts` most frequent ids, the positive pointwise
-    mutual information of the two standing side by side, max(0, log(p(a, b) / (p(a) p(b)))). Of these (V, C)
+    beside them in the text. A vector has, for each of the `contexts` most frequent ids, the positive
+    pointwise mutual information of standing side by side, max(0, log(p(a, b) / (p(a) p(b)))). Of these (V, C)
     the part in their E principal directions is kept, and turned at random; all vectors get the length of one
     drawn with twice initializer_range. Ids that the text lacks stay as they were.
 

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
+import regex
 
 import files
 import tokenizer as tokenizers
@@ -80,8 +81,8 @@ def open_corpus(names, text_field="text"):
     paths = []
     for name in names:
         if not os.path.exists(name):
-            raise FileNotFoundError(f"{name}: no such file; --data takes pydoc, files, folders, "
-                                    f"{', '.join(HUB)} or a hub data set as owner/name[:config]")
+            raise FileNotFoundError(f"{name}: no such file; --data takes files and folders, or one of pydoc, "
+                                    f"{', '.join(HUB)} and hub data sets, owner/name[:config], alone")
         inside = sorted(files_below(name))
         if os.path.isdir(name) and not inside:
             raise ValueError(f"{name}: no {', '.join(files.FORMATS)} files in this folder")
@@ -110,7 +111,8 @@ def row_documents(records, text_field):
             raise ValueError(f"{where}: no column {text_field!r} among {', '.join(row)}; see --text_field")
         if not isinstance(row[text_field], str):
             raise ValueError(f"{where}: the text is {row[text_field]!r}, not a string")
-        yield [line.strip() for line in row[text_field].split("\n") if line.strip()]
+        if document := [line.strip() for line in row[text_field].split("\n") if line.strip()]:
+            yield document
 
 
 def group_lines(lines):
@@ -230,13 +232,14 @@ def prose(text):
 # -----------------------------------------------------------------------------
 # Token files. A folder: for train and val the tokens, where sentences and documents begin, and the tokenizer.
 
-FORMAT = 1                      # raise it when the files change
+FORMAT = 2                      # raise it when the files change
 TOKEN_FILES = {"meta.json", "train.bin", "val.bin"}  # a folder with them is one of ours
 ENDINGS = {"tokens": ".bin", "documents": ".documents.bin", "sentences": ".sentences.bin"}
 SAMPLE = 24_000_000             # characters that a tokenizer is trained on, taken evenly from the corpus
 BUFFER = 2_000_000              # characters encoded at a time: what bounds the memory
-# A sentence ends at . ! or ?, with a quote or bracket after it or none, before a space and a capital.
-SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))(?= ["'(\[]?[A-Z])""")
+# A sentence ends at . ! or ?, with a quote or bracket after it or none, before a space and a capital
+# or, in scripts that have none, a letter.
+SENTENCE_END = regex.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))(?= ["'(\[]?[\p{Lu}\p{Lo}])""")
 
 
 @dataclass
@@ -286,7 +289,8 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
             meta[split] = write_tokens(os.path.join(made, split), documents(), tokenizer, meta["dtype"],
                                        corpus.size if split == "train" else 0)
             if not meta[split]["tokens"]:
-                raise ValueError(f"{corpus.name}: no text for {split}")
+                name = validation.name if validation and split == "val" else corpus.name
+                raise ValueError(f"{name}: no text for {split}")
         with open(os.path.join(made, "meta.json"), "w") as f:
             json.dump(meta, f, indent=2)
         try:
@@ -313,7 +317,7 @@ def warnings_about(documents, n=20_000):
     if total and np.median(list(sizes.values())) < 40:
         found.append("half of the documents have less than 40 characters; a blank line is to stand between "
                      "documents, not between lines")
-    if letters < 0.7 * total:
+    if letters < 0.6 * total:
         found.append(f"{100 * letters / total:.0f}% of the characters are letters and spaces; is it text?")
     return found
 
@@ -526,7 +530,9 @@ class Rows:
         draw = rng.random(n)
         bounds, sentences = self.bounds, self.tokens.sentences  # the latter without the first of documents
         # A window is cut where a sentence begins: at one of sentences[low:high], or in its middle if there is
-        # none. For SOP the sentences on both sides of the cut have to be whole.
+        # none. For SOP the sentences on both sides of the cut have to be whole, and change places:
+        #     ... end of s1 | s2 | s3 | s4 | beginning of s5 ...
+        #               head^    ^cut      ^tail
         if self.task == "sop":
             place = np.searchsorted(bounds, sentences)
             low = np.searchsorted(bounds[place - 1], first)
@@ -574,11 +580,8 @@ class Rows:
         int64; token_type_ids and sentence_labels only with a task."""
         rows, j = np.asarray(rows), np.arange(self.width)
         epochs = rows * self.width // self.epoch_length
-        plan = np.empty((6 if self.task else 1, len(rows)), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            plan[:, here] = self.plan(epoch)[:, rows[here] - self.window_range(epoch)[0]]
-        window, *pairs = plan
+        window, *pairs = np.stack([self.plan(epoch)[:, row - self.window_range(epoch)[0]]
+                                   for epoch, row in zip(epochs.tolist(), rows.tolist())], axis=1)
 
         text, cut = self.text(window), np.full(len(rows), self.width)  # without a task A is all there is
         if self.task:
@@ -587,8 +590,7 @@ class Rows:
             text = np.where(j < cut[:, None], text, self.text(partner))
         if self.task == "sop":
             for i in np.flatnonzero(label == 1):
-                a, b, c = head[i], cut[i], tail[i]
-                text[i, a:c] = np.concatenate([text[i, b:c], text[i, a:b]])
+                text[i, head[i]:tail[i]] = np.roll(text[i, head[i]:tail[i]], tail[i] - cut[i])
             cut = np.where(label == 1, head + tail - cut, cut)
         ids = np.full((len(rows), self.length), self.tokenizer.sep_id)
         ids[:, 0] = self.tokenizer.cls_id

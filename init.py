@@ -13,6 +13,8 @@ Source: Levy and Goldberg 2014, section 4, the word vectors; Vaswani et al. 2017
 and why a distance is a rotation of them. What each is worth: results/speedrun.md.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -36,10 +38,10 @@ def word_vectors(model, tokens, contexts=1024, sample=20):
     table = model.encoder.embeddings.word.weight
     V, E = table.shape
     parts = np.array_split(tokens, 1 + len(tokens) // 10**6)
-    parts = parts[::-(-len(parts) // sample)]  # spread over the text
+    parts = parts[::math.ceil(len(parts) / sample)]  # spread over the text
     frequent = np.argsort(-sum(np.bincount(part, minlength=V) for part in parts), kind="stable")[:contexts]
     C = len(frequent)
-    column = torch.full((V,), C)  # the last is for all other ids, and not used
+    column = torch.full((V,), C)  # column C has all other ids, and is dropped below
     column[torch.from_numpy(frequent)] = torch.arange(C)
     counts = torch.zeros(V * (C + 1), dtype=torch.float64)
     for ids in (torch.from_numpy(part.astype(np.int64)) for part in parts):

@@ -7,7 +7,7 @@ Muon in one file: momentum, with every update of a matrix made orthogonal.
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scale that lets it share AdamW's
 rate and weight decay: Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2. It computes what
 torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw") computes; but matrices of one shape are batched, which
-is faster for small ones, and the Newton-Schulz iteration may be in float32, where it is done with fewer
+is faster for small ones, and the Newton-Schulz iteration may be in float32, where wide ones need fewer
 products: Zhang et al. 2026, https://dao-lab.ai/blog/2026/gram-newton-schulz.
 """
 
@@ -46,16 +46,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(model):
-    """-> matrices, others: the weights of linear layers, for Muon, and all other parameters, for AdamW. What
-    has one or two outputs is a head, which is among the others."""
-    matrices = list({module.weight: 0 for module in model.modules()  # once, if two layers have the same
-                     if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2})
-    return matrices, [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    """-> matrices, others: the weights of linear layers, for Muon, and all other parameters, for AdamW. Layers
+    with one or two outputs are heads, and stay with AdamW."""
+    matrices = dict.fromkeys(module.weight for module in model.modules()  # once, if two layers have the same
+                             if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2)
+    return list(matrices), [p for p in model.parameters() if p not in matrices]
 
 
 def newton_schulz(x, steps=5):
     """(n, out, in) -> about U Vᵀ of each matrix's U S Vᵀ: an odd polynomial, applied `steps` times, brings
-    the singular values to between 0.7 and 1.2."""
+    the singular values above some thousandths of the norm to between 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT  # the products are cheaper

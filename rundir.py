@@ -59,8 +59,8 @@ class Log:
         if not self.waits:
             self.append(self.out_dir)
         if self.track and "step" in line:
-            seed = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
-            self.track({seed * (name != "step") + name: value for name, value in line.items()
+            prefix = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
+            self.track({name if name == "step" else prefix + name: value for name, value in line.items()
                         if isinstance(value, (int, float))})
 
     def append(self, folder):
@@ -205,7 +205,7 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
         write(folder)
         names = os.listdir(folder)
         for name in names:
-            with open(os.path.join(folder, name), "rb") as f:
+            with open(os.path.join(folder, name), "r+b") as f:  # Windows flushes no file that is open to read
                 os.fsync(f.fileno())
         if replace:  # a process that is killed now leaves no mixture that could be taken for a run
             remove_outputs(out_dir, set(OUTPUTS) - set(names) | {"resume.pt"})

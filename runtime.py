@@ -96,7 +96,7 @@ def add_training_flags(p, beta2, eps):
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
         help="of the rate after the warmup; constant: until the last --decay of the run")
     add("--decay", type=fraction, default=0.2, help="last share of the run, where constant falls to 0")
-    add("--warmup", type=fraction, default=0.06, help="share of the run")
+    add("--warmup", type=probability, default=0.06, help="share of the run")
     add("--weight_decay", type=not_negative, default=0.01, help="of matrices, not of vectors")
     add("--beta1", type=fraction, default=0.9, help="AdamW's, and Muon's momentum")
     add("--beta2", type=fraction, default=beta2, help="AdamW's")
@@ -139,9 +139,8 @@ def row_length(given, config, known=None):
     longest = config.longest_row
     if given and given > longest:
         raise ValueError(f"--max_length {given}: the model has positions for {longest} tokens")
-    if isinstance(known, int) and 8 <= known <= longest:  # some published files say 10**30
-        return given or known
-    return given or min(256, longest)
+    sensible = isinstance(known, int) and 8 <= known <= longest  # some published files say 10**30
+    return given or (known if sensible else min(256, longest))
 
 
 def split_commas(values):

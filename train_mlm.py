@@ -7,7 +7,8 @@ Pretrain RoBERTa, BERT or ALBERT: masked language model, and for BERT and ALBERT
     python train_mlm.py --init_from roberta-base --data medical.txt           # go on from a checkpoint
     torchrun --nproc_per_node 8 train_mlm.py --preset roberta-base --data wikitext103
 
-out_dir becomes a Hugging Face checkpoint, with log.jsonl and what resuming needs beside it.
+out_dir becomes a Hugging Face checkpoint, with log.jsonl and what resuming needs beside it. To read this
+file, begin with train(), at its end; what stands before is what it calls, in that order.
 """
 
 import argparse
@@ -92,7 +93,8 @@ def parser():
     add("--neighbours", action=argparse.BooleanOptionalAction,
         help="start half of the heads looking at a neighbour: one token back, one ahead, ...; with sinusoids")
     add = p.add_argument_group("data").add_argument
-    add("--data", nargs="+", default=["pydoc"], help="pydoc, files, folders, wikitext2, owner/name[:config]")
+    add("--data", nargs="+", default=["pydoc"], help="files and folders, or one of pydoc, wikitext2, "
+        "wikitext103, owner/name[:config]")
     add("--val_data", nargs="+", help="validation text; default: a twentieth of the data is held out")
     add("--text_field", default="text", help="of .jsonl, .csv, .tsv, .parquet and hub data")
     add("--tokenizer", help="a kind to train (bpe, wordpiece, unigram), or a directory or hub name; "
@@ -150,6 +152,8 @@ def parse_arguments(argv):
     for val, name in itertools.product(args.val_data or (), args.data):
         if os.path.exists(val) and Path(val).resolve().is_relative_to(Path(name).resolve()):
             raise ValueError(f"--val_data {val} is in --data {name}, and would be trained on")
+        if os.path.exists(name) and Path(name).resolve().is_relative_to(Path(val).resolve()):
+            raise ValueError(f"--data {name} is in --val_data {val}, and would be validation text, too")
     rundir.check_sources(args.out_dir, data=args.data, val_data=args.val_data)
     rundir.check_disk("cache_dir", args.cache_dir)
     if state is None and not args.dry_run:
@@ -313,30 +317,30 @@ def open_model(args, state, rows):
     # A parameter takes 12 bytes in resume.pt (itself and AdamW's two averages) and 4 in model.safetensors;
     # the last ones stay until the next are there, and resume.pt one save longer.
     rundir.check_disk("out_dir", args.out_dir, 44 * sum(p.numel() for p in model.parameters()))
-    args.lr = args.lr or default_lr(args, model.config)
     return model
 
 
 def default_lr(args, config):
     """With post-LN too high a rate leaves the loss at the unigram line. Wider models need a lower one, with
-    AdamW deeper ones, too."""
-    if args.init_from != "scratch":
-        return 5e-5
+    AdamW also deeper ones; and so does a checkpoint, which else forgets."""
+    scratch = args.init_from == "scratch"
     if args.optimizer == "muon":
-        return 4e-3 if config.hidden_size <= 512 else 1e-3
+        return (4e-3 if config.hidden_size <= 512 else 1e-3) / (1 if scratch else 4)
+    if not scratch:
+        return 5e-5 * 768 / config.hidden_size
     if config.num_hidden_layers == 1:
         return 1.2e-3 if hasattr(config, "embedding_size") else 2e-3  # factorised embeddings take less
     return 5e-4 if config.hidden_size <= 512 else 1e-4
 
 
 def validation_batches(args, rows, host):
-    """-> the batches of --eval_rows rows, and the entropy of all validation targets' own frequencies."""
+    """-> the batches of --eval_rows rows"""
     chosen = np.linspace(0, len(rows) - 1, min(args.eval_rows or len(rows), len(rows))).astype(int)
     micro = args.batch_size // (args.accumulation * host.world)
     batches = [rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
     if not sum(count_targets(batch)[0] for batch in batches):
         raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
-    return batches, data.unigram_nats(rows)
+    return batches
 
 
 def make_optimizers(model, args):
@@ -423,7 +427,7 @@ def sums_of(parts, targets, pairs):
     of the step they add up to the means of the step."""
     names = ("mlm_loss", "mlm_accuracy", "sentence_loss", "sentence_accuracy")
     means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
-    # a mean over none is NaN; times 0, and not left out, as DDP waits for a gradient of every parameter
+    # a mean over no target is NaN: it becomes 0, and stays, as DDP waits for a gradient of every parameter
     return torch.stack([mean * weight if weight else 0 * mean.nan_to_num()
                         for mean, weight in zip(means, (targets, targets, pairs, pairs))])
 
@@ -462,8 +466,8 @@ def open_log(args, state, host):
 
 
 def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
-    """The checkpoint, and in resume.pt all that resuming needs: one file, so that at no moment parts of two
-    steps lie there."""
+    """The checkpoint, and in resume.pt all that resuming needs: one file, so that the folder never mixes two
+    steps."""
     history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 6)
     def write(folder):
         resume = os.path.join(args.out_dir, "resume.pt")
@@ -481,8 +485,8 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
 class Report:
     """The lines of a run: the same numbers on the screen and in log.jsonl."""
 
-    def __init__(self, args, state, host, log, model, rows, val_rows, unigram, max_steps, step, elapsed):
-        self.args, self.log, self.val, self.unigram = args, log, val_rows.tokens, unigram
+    def __init__(self, args, state, host, log, model, rows, val_rows, max_steps, step, elapsed):
+        self.args, self.log, self.val, self.unigram = args, log, val_rows.tokens, data.unigram_nats(val_rows)
         self.task, self.max_steps, self.step_tokens = rows.task, max_steps, args.batch_size * args.seq_length
         self.last_step, self.last_time = step, elapsed  # of the last line
         parameters = sum(p.numel() for p in model.parameters())
@@ -490,13 +494,13 @@ class Report:
             host.say(f"resuming {args.out_dir} at step {step:,}")
             log.write(resumed_at=step, **vars(args))  # some may have changed
         else:
-            log.write(**vars(args), unigram_nats=unigram, parameters=parameters, processes=host.world,
+            log.write(**vars(args), unigram_nats=self.unigram, parameters=parameters, processes=host.world,
                       machine=runtime.machine(host.device), torch=torch.__version__, numpy=np.__version__,
                       python=sys.version.split()[0])
         length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
         host.say(f"{parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
                  f"{args.seq_length} tokens, {len(rows):,} rows an epoch\nunigram entropy of the validation "
-                 f"targets: {unigram:.3f} nats. Only context gets a loss below it.")
+                 f"targets: {self.unigram:.3f} nats. Only context gets a loss below it.")
         if args.softmax == "sampled":
             host.say("The training loss is over a sample of the vocabulary, and so it is lower than that of "
                      "validation.")
@@ -585,13 +589,14 @@ def train(args, state, host):
     host.say(f"{args.model}, {origin}; {host.describe()}; text: {' '.join(args.data)}")
     rows, val_rows = open_rows(args, state, host)
     model = open_model(args, state, rows).to(host.device)
-    val_batches, unigram = validation_batches(args, val_rows, host)
+    args.lr = args.lr or default_lr(args, model.config)
+    val_batches = validation_batches(args, val_rows, host)
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
     parallel = wrap(model, rows, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
-    report = Report(args, state, host, log, model, rows, val_rows, unigram, max_steps, step, elapsed)
+    report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)
     if args.init_from != "scratch" and not state:  # what the checkpoint knows of this text already
         report.validation(0, evaluate(model, val_batches, host), elapsed)
 

@@ -111,6 +111,8 @@ def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
         data.open_corpus([str(tmp_path / "nothing.txt")])
     with pytest.raises(ValueError, match="no .txt"):
         data.open_corpus([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="pydoc: no such file; .* or one of pydoc, .*, alone"):
+        data.open_corpus(["pydoc", write(tmp_path / "a.txt", "a")])
 
 
 def test_a_hub_name_without_network_is_one_line():
@@ -186,10 +188,35 @@ def test_sentences_alone_have_the_ids_of_the_whole(prepared, text_file):
         assert alone == tokenizer.encode(paragraph)
 
 
+@pytest.mark.parametrize("text, sentences", [
+    ("One. Two! 'Three?' (Four.) five", ["One.", " Two!", " 'Three?'", " (Four.) five"]),
+    ("Он ушёл. «Да». Она нет.", ["Он ушёл. «Да».", " Она нет."]),
+    ("Er kam. Über Nacht.", ["Er kam.", " Über Nacht."]),
+    ("Ήρθε. Έφυγε.", ["Ήρθε.", " Έφυγε."]),
+    ("यह है. वह है.", ["यह है.", " वह है."]),
+    ("about 3.5 e.g. this", ["about 3.5 e.g. this"]),
+])
+def test_where_sentences_begin(text, sentences):
+    assert data.SENTENCE_END.split(text) == sentences
+
+
+def test_a_text_that_is_missing_is_named(tmp_path, prepared):
+    _, tokenizer = data.load(prepared)
+    text, blank = (data.open_corpus([write(tmp_path / f"{name}.txt", content)])
+                   for name, content in (("text", "Some text."), ("blank", "\n \n")))
+    with pytest.raises(ValueError, match="blank.txt: no text for val"):
+        data.prepare(text, blank, tokenizer, None, tmp_path / "cache")
+    with pytest.raises(ValueError, match="blank.txt: no text for train"):
+        data.prepare(blank, text, tokenizer, None, tmp_path / "cache")
+
+
 def test_every_twentieth_document_is_held_out(tmp_path):
     corpus = data.open_corpus([write(tmp_path / "a.txt", "\n\n".join(f"document {i}" for i in range(45)))])
     parts = {name: list(read()) for name, read in data.hold_out(corpus).items()}
     assert parts["val"] == [["document 19"], ["document 39"]] and len(parts["train"]) == 43
+    rows = "".join(f'{{"text": "row {i}"}}\n{{"text": " "}}\n' for i in range(20))  # blank ones do not count
+    corpus = data.open_corpus([write(tmp_path / "a.jsonl", rows)])
+    assert list(data.hold_out(corpus)["val"]()) == [["row 19"]]
 
 
 def test_one_document_has_its_end_held_out(tmp_path):

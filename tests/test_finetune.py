@@ -484,7 +484,7 @@ def test_bad_input(finetuning, files, base, tmp_path, refused):
         ([*argv, "--preset", "bert-tiny", "--layers", "1"], "--preset, --layers: only --init_from scratch"),
         ([*argv, "--init_from", "scratch", "--train", "lora"], "--train lora adapts a pretrained model"),
         ([*argv, "--class_weights", "1", "0"], "balanced, or 2 positive numbers, for bad, good"),
-        ([*argv, "--warmup", "1"], "argument --warmup: 1 is not between 0 and 1"),
+        ([*argv, "--warmup", "1"], "argument --warmup: 1 is not at least 0 and less than 1"),
         ([*argv, "--metric", "pearson"], "--metric pearson: for this task there are accuracy, f1, macro_f1"),
         ([*argv, "--class_weights", "1", "2", "3"], "balanced, or 2 positive numbers, for bad, good"),
         ([*argv, "--kind", "multilabel", "--class_weights", "balanced"], "a multilabel loss takes none"),

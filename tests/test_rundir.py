@@ -1,5 +1,7 @@
 """What a run leaves: the model card, and the numbers that go to a tracker."""
 
+import fcntl
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import huggingface_hub
 import pytest
 
 import finetune
+import rundir
 import train_mlm
 from conftest import read_log
 
@@ -16,6 +19,15 @@ from conftest import read_log
 def front_and_text(folder):
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     return card.data.to_dict(), card.text
+
+
+def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch):
+    """Windows flushes no other file."""
+    def fsync(descriptor):
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    monkeypatch.setattr(os, "fsync", fsync)
+    rundir.save_files(tmp_path, lambda folder: Path(folder, "config.json").write_text("{}"))
+    assert (tmp_path / "config.json").read_text() == "{}"
 
 
 def test_a_pretrained_checkpoint(flags, tmp_path):

@@ -10,6 +10,7 @@ and go to every run. A run is a process of its own, so that its peak memory is i
 
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def compare(args, commands):
         run_and_wait(run, [*command, "--dry_run"], stdout=subprocess.DEVNULL)
     logs = {}
     for run, (folder, command) in commands.items():
-        print(f"\n{' '.join(command[1:])}", flush=True)
+        print(f"\n{shlex.join(command[1:])}", flush=True)
         run_and_wait(run, command)
         logs[run] = rundir.read_log(folder)[-1]
     table = [COLUMNS]

@@ -8,6 +8,7 @@ One reader of .txt, .jsonl, .csv, .tsv and .parquet files, row by row: the memor
 import csv
 import json
 import os
+import re
 import sys
 from contextlib import nullcontext
 
@@ -87,9 +88,12 @@ def table_rows(file, header, known):
         where = f"{file}, line {number}"
         if names is None:
             names = [cell.strip() for cell in row]
+            parts = re.split("[;\t|]", row[0].lower())
+            if is_csv and len(row) == 1 < len(parts) and set(known) & set(map(str.strip, parts)):
+                raise ValueError(f"{where}: one column; in a .csv a comma stands between columns")
             if header or header is None and any(name.lower() in known for name in names):
                 # of columns without a name, as pandas writes its index, only the first keeps ""
-                names = [name or ("" if "" not in names[:i] else str(i + 1)) for i, name in enumerate(names)]
+                names = [name or (str(i + 1) if "" in names[:i] else "") for i, name in enumerate(names)]
                 check_names(names, where)
                 continue
             names = [str(i + 1) for i in range(len(row))]

@@ -110,7 +110,7 @@ def parse_arguments(argv):
         args.task = args.task or "pydoc"
         if given := p.given(args, ["text_columns", "label_column", "header"]):
             raise ValueError(f"{', '.join(given)}: no effect here, as no file is given")
-    if not args.train_file and (args.val_file or args.test_file and not args.task):
+    if not args.train_file and (args.val_file or not args.task):
         raise ValueError("there is no --train_file; predict.py --evaluate evaluates without training")
     if args.init_from == "scratch":
         args.preset = args.preset or importlib.import_module(args.model).DEFAULT_PRESET["cpu"]
@@ -364,7 +364,8 @@ def train(args, model, rows, seed, best, log, host):
         # now and then: a line, an evaluation. Only here does the CPU wait for the GPU.
         eval_due = step % eval_interval == 0 or step == max_steps
         if step % args.log_interval == 0 or eval_due or step == 1:
-            [mean_loss, _], history = runtime.mean_of_steps(history, step, best.kept(), host), []
+            mean_loss, _ = runtime.mean_of_steps(history, step, best.kept(), host)
+            history = []
             now = time.time()
             step_seconds = (now - line_time) / (step - line_step)
             left = (max_steps - step) * step_seconds if max_steps else 60 * args.max_minutes - (now - start)
@@ -466,6 +467,8 @@ def describe(args, host, task_data, rows, n_all, n_trained):
         f1 = 2 * counts.cumsum() / (len(rows["val"]) * np.arange(1, len(counts) + 1) + counts.sum())
         host.say(f"always the same labels, the most frequent ones: validation micro_f1 {f1.max():.4f}")
     elif task_data.classes:
+        if args.metric == "f1":
+            host.say(f"f1 is that of the class {task_data.classes[1]}")
         counts = np.bincount(rows["val"].flat(rows["val"].labels))
         host.say(f"always the most frequent class: validation accuracy {counts.max() / counts.sum():.4f}")
 
@@ -473,27 +476,24 @@ def describe(args, host, task_data, rows, n_all, n_trained):
 def summarize(args, host, results, best, n_all, n_trained):
     """The closing lines: mean and deviation over the seeds, and the best seed in detail."""
     metric, values = args.metric, np.array([result["score"] for result in results])
-    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    several = len(values) > 1
+    deviation = values.std(ddof=int(several))  # of one value 0
     winner = max(results, key=lambda result: result["score"])
     name = "adapter_model.safetensors" if args.train == "lora" else "model.safetensors"
     size = os.path.getsize(os.path.join(args.out_dir, name)) / 1e6 if host.rank == 0 else 0
     s_per_epoch = sum(result["train_s"] for result in results) / sum(result["epochs"] for result in results)
     peak, training_mb = peak_memory(host.device) / 1e6, results[0]["training_mb"]
     best.log.write(final=True, metric=metric, mean=float(values.mean()), std=float(deviation),
-                   seeds=[{name: value for name, value in result.items() if name != "since_best"}
-                          for result in results],
-                   trained=n_trained, parameters=n_all, s_per_epoch=s_per_epoch,
+                   seeds=results, trained=n_trained, parameters=n_all, s_per_epoch=s_per_epoch,
                    ms_per_step=float(np.mean([result["ms_per_step"] for result in results])),
                    peak_memory_mb=peak, training_mb=training_mb, disk_mb=size)
     if best.log.writes:
         rundir.write_card(args.out_dir)
-    spread = f" ± {deviation:.4f} over {len(values)} seeds" * (len(values) > 1)
-    at_step = f", at step {winner['step']:,}"
-    host.say(f"\nbest validation {metric} {values.mean():.4f}{spread or at_step}")
+    host.say(f"\nbest validation {metric} {values.mean():.4f}" + (
+        f" ± {deviation:.4f} over {len(values)} seeds" if several else f", at step {winner['step']:,}"))
     if "test" in winner:
         tests = np.array([result["test"][metric] for result in results])
-        host.say(f"test {metric} {tests.mean():.4f}" + (
-            f" ± {tests.std(ddof=1):.4f}" if len(tests) > 1 else ""))
+        host.say(f"test {metric} {tests.mean():.4f}" + f" ± {tests.std(ddof=int(several)):.4f}" * several)
     host.say("  " + ", ".join(f"{name} {value:.4f}" for name, value in winner["scores"].items()))
     if host.rank == 0:
         tasks.report(best.rows["val"], best.outputs, best.classes)

@@ -99,19 +99,31 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
     ValueError for a target that names no linear layer, for one whose weight is used without a call, and for a
     model that has adapters already.
     """
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise ValueError("the model has LoRA adapters already; merge them first")
     if not (isinstance(r, int) and r > 0 and alpha > 0 and 0 <= dropout < 1):
         raise ValueError(f"LoRA: r = {r}, alpha = {alpha}, dropout = {dropout}: r must be a positive whole "
                          "number, alpha positive, dropout at least 0 and less than 1")
+    # in a model of another kind, where no head is named, the last linear layer is likely to be one
+    guess_head = modules_to_save is None and not hasattr(model, "hf_keys")
+    if modules_to_save is None:
+        modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
+    modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save)
+    heads = [model.get_submodule(name) for name in modules_to_save]
+    layers = layers_to_adapt(model, [targets] if isinstance(targets, str) else targets, heads, guess_head)
+    model.requires_grad_(False)
+    for head in heads:
+        head.requires_grad_(True)
+    replace(model, {base: LoRALinear(base, r, alpha, dropout, rslora, dora) for base in layers})
+    model.lora = dict(r=r, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora,
+                      modules_to_save=modules_to_save)
+    return model
+
+
+def layers_to_adapt(model, targets, heads, guess_head):
+    """-> the linear layers outside the heads that the targets name; ValueError as inject()."""
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError("the model has LoRA adapters already; merge them first")
     if not targets:
         raise ValueError("LoRA: no targets, so there is nothing to adapt")
-    targets = [targets] if isinstance(targets, str) else targets
-    modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else modules_to_save
-    by_default = modules_to_save is None
-    if by_default:
-        modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
-    heads = [model.get_submodule(name) for name in modules_to_save]
     inside_heads = {id(module) for head in heads for module in head.modules()}
     tied = hasattr(model, "hf_keys") and hasattr(model, "mlm")  # one of our models for masks
     if tied and id(model.encoder.embeddings.word) in inside_heads:
@@ -119,8 +131,7 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
                          "both are one: leave them out of modules_to_save")
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and id(module) not in inside_heads}
-    # in a model of another kind, where no head is known, the last layer is likely to be one
-    output = list(linears)[-1] if linears and not heads and not hasattr(model, "hf_keys") else None
+    output = list(linears)[-1] if linears and guess_head and not heads else None
     if list(targets) == ["all-linear"]:
         targets = [name for name in linears if name != output]
     adapted = {}
@@ -133,24 +144,18 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
     if not adapted:
         raise ValueError("LoRA: no linear layer but the head, so there is nothing to adapt")
     for name, linear in adapted.items():
-        if type(linear).forward is not nn.Linear.forward or linear._forward_hooks or (
-                linear._forward_pre_hooks or "weight" not in linear._parameters):
+        is_plain = type(linear).forward is nn.Linear.forward and "weight" in linear._parameters
+        if not is_plain or linear._forward_hooks or linear._forward_pre_hooks:
             raise ValueError(f"LoRA: {name} is no plain nn.Linear: it has hooks, or a forward or weight of "
                              "its own, which an adapter in its place would lose")
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
                              "an adapter there would do nothing")
-    if output and by_default and output not in adapted:
+    if output and output not in adapted:
         warnings.warn(f"LoRA: {output}, the last linear layer, stays as it is; a new head is to be named in "
-                      "modules_to_save", stacklevel=2)
-    model.requires_grad_(False)
-    for head in heads:
-        head.requires_grad_(True)
-    replace(model, {base: LoRALinear(base, r, alpha, dropout, rslora, dora) for base in adapted.values()})
-    model.lora = dict(r=r, alpha=alpha, dropout=dropout, rslora=rslora, dora=dora,
-                      modules_to_save=list(modules_to_save))
-    return model
+                      "modules_to_save", stacklevel=3)
+    return list(adapted.values())
 
 
 def merge(model):

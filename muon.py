@@ -46,8 +46,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(model):
-    """-> matrices, others: the weights of linear layers, for Muon, and all other parameters, for AdamW. Layers
-    with one or two outputs are heads, and stay with AdamW."""
+    """-> matrices, others: the weights of linear layers, for Muon, and all other parameters, for AdamW; among
+    the others are layers with one or two outputs, which are heads."""
     matrices = dict.fromkeys(module.weight for module in model.modules()  # once, if two layers have the same
                              if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 2)
     return list(matrices), [p for p in model.parameters() if p not in matrices]

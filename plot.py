@@ -79,7 +79,8 @@ def name_runs(runs, configs):
     others differ only in consequence. Runs that would be called the same get their folder's name, too."""
     typed = {re.sub("^--(no-)?|=.*", "", word) for config in configs
              for word in shlex.split(config.get("command", "")) if word.startswith("--")}
-    columns = [[shown(flag, config.get(flag)) for config in configs]
+    without = lambda flag, config: flag.startswith("lora_") and config.get("train") != "lora"
+    columns = [["" if without(flag, config) else shown(flag, config.get(flag)) for config in configs]
                for flag in configs[0] if flag in typed - IDLE]
     rows = zip(*(column for column in columns if len(set(column)) > 1))
     names = [", ".join(filter(None, row)) or "default" for row in rows] or [""] * len(runs)
@@ -198,8 +199,9 @@ def draw_finetuning(logs):
     if len(metrics) > 1:
         raise ValueError(f"the runs have different metrics, {' and '.join(sorted(metrics))}: draw them apart")
     [metric] = metrics
-    figure = open_figure(10 if len(logs) > 1 else 6, 4)
-    panels = figure.subplots(1, 2 if len(logs) > 1 else 1, squeeze=False)[0]
+    several = len(logs) > 1
+    figure = open_figure(10 if several else 6, 4)
+    panels = figure.subplots(1, 1 + several, squeeze=False)[0]
     for i, log in enumerate(logs):
         best = []
         for seed in dict.fromkeys(line["seed"] for line in log if f"val_{metric}" in line):
@@ -207,11 +209,11 @@ def draw_finetuning(logs):
             steps, values = points(own, "step", f"val_{metric}")
             panels[-1].plot(steps, 100 * values, marker=".", color=f"C{i}", alpha=0.8)
             best.append(100 * values.max())
-        if len(logs) > 1:
+        if several:
             deviation = np.std(best, ddof=1) if len(best) > 1 else None
             panels[0].errorbar(log[0]["trained"], np.mean(best), deviation, fmt="o", capsize=4, color=f"C{i}")
     panels[-1].set(xlabel="step", ylabel=f"validation {metric} × 100")
-    if len(logs) > 1:
+    if several:
         from matplotlib.ticker import EngFormatter, NullFormatter
         decades = np.log10([log[0]["trained"] for log in logs])
         panels[0].set(xlabel="trained parameters", ylabel=f"best validation {metric} × 100", xscale="log",

@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from contextlib import suppress
@@ -108,12 +109,22 @@ def check_flags(args):
 # -----------------------------------------------------------------------------
 # Texts in, lines out
 
+def read_table(args, file, labelled, kind=None):
+    """-> tasks.Examples, of the columns that the checkpoint was trained with, or else it says so."""
+    trained = trained_columns(args.checkpoint)
+    examples = tasks.read_file(file, args.header, args.text_columns, args.label_column, labelled, kind,
+                               like=trained)
+    if trained and trained[0] and not args.text_columns and examples.columns[0] != trained[0]:
+        print(f"{file}: the text is taken from {' and '.join(examples.columns[0])}; in training it was "
+              f"{' and '.join(trained[0])}", file=sys.stderr)
+    return examples
+
+
 def read_texts(args, pairs=False):
     """Yields (text, where, row) of arguments, --file or standard input. text: a tuple of one string, with
     `pairs` perhaps of two, and of a table perhaps of a list of words; row: {column: cell}, all as it came."""
     if args.file and args.file.endswith(files.TABLES):
-        examples = tasks.read_file(args.file, args.header, args.text_columns, args.label_column, False,
-                                   like=trained_columns(args.checkpoint))
+        examples = read_table(args, args.file, labelled=False)
         for text, where, row in zip(examples.texts, examples.where, examples.rows):
             if not pairs and (len(text) > 1 or not isinstance(text[0], str)):
                 raise ValueError(f"{where}: one column of strings is wanted here; name it by --text_columns")
@@ -214,7 +225,8 @@ def score_texts(args, model, tokenizer, host):
         for text, row, tokens in zip(texts, examples.rows, scores):
             total = math.fsum(value for _, value in tokens)
             mean = total / len(tokens)
-            answer(args, row, columns, f"{total:.4f}\t{mean:.4f}\t{text}", score=total,
+            plain = f"{total:.4f}\t{mean:.4f}\t{text}".replace("\n", " ")  # a line for each text
+            answer(args, row, columns, plain, score=total,
                    pseudo_perplexity=math.exp(min(-mean, 700)),  # a float's limit is about 709
                    tokens=tokens)
 
@@ -275,7 +287,7 @@ def give_labels(args, model, tokenizer, kind, host):
             predicted, plain = prediction(kind, classes, examples.texts[j], output, args.threshold)
             if kind == "tokens" and isinstance(came[j][0], str):
                 predicted = {"words": examples.texts[j], **predicted}
-            answer(args, examples.rows[j], columns, plain, **predicted)
+            answer(args, examples.rows[j], columns, plain.replace("\n", " "), **predicted)
     say_cut(cut, n, args, cut_words)
 
 
@@ -310,8 +322,7 @@ def evaluate(args, model, tokenizer, kind, host):
             raise ValueError(f"--held_out: {name} has validation rows of its own")
         args.task, examples = name, tasks.read_task(name)["val"]
     else:
-        examples = tasks.read_file(name, args.header, args.text_columns, args.label_column, kind=kind,
-                                   like=trained_columns(args.checkpoint))
+        examples = read_table(args, name, labelled=True, kind=kind)
         texts, labels = examples.columns
         print(f"columns: {' and '.join(texts)}; {', '.join(labels)}")
         if kind == "multilabel" and len(labels) == 1 < len(classes) and labels[0] in classes:
@@ -352,7 +363,7 @@ def merge(args, model, tokenizer):
             shutil.copy(os.path.join(args.checkpoint, "log.jsonl"), folder)  # for trained_columns
     rundir.save_files(args.merge, write, replace=True)
     print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
-          f"next: python predict.py --checkpoint {args.merge} \"...\"")
+          f"next: python predict.py --checkpoint {shlex.quote(args.merge)} \"...\"")
 
 
 def predict(args, host):

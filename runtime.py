@@ -145,7 +145,7 @@ def row_length(given, config, known=None):
 
 def split_commas(values):
     """["a,b", "c"] -> ["a", "b", "c"], for flags that take several names; None stays."""
-    return values and [part for value in values for part in value.split(",") if part]
+    return values and [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
 def command(script, argv):

@@ -123,18 +123,19 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
     """A .csv, .tsv, .jsonl or .parquet file -> Examples.
 
     header: whether the first line of a .csv or .tsv names the columns; None: it does if one of the names is
-    known. Columns are given by name, or counted from 1; or else they are those of `like`, (texts, labels) of
-    another file, if all are here; or they are found by the known names, or without names by what is in them.
+    known, given, or in `like`. Columns are given by name, or counted from 1; or else they are those of
+    `like`, (texts, labels) of another file, if all are here; or they are found by the known names, or without
+    names by what is in them.
     kind "multilabel": a row may have no label, and label_column name several columns, commas between, of
     zeros and ones. ValueError for a missing column, an empty text, no label, and what files.records raises.
     """
     if not file.endswith(files.TABLES):
         raise ValueError(f"{file}: not one of {', '.join(files.TABLES)}")
-    label_columns = label_column.split(",") if label_column else []
+    label_columns = [name.strip() for name in label_column.split(",")] if label_column else []
     if labelled and len(label_columns) > 1 and kind != "multilabel":
-        raise ValueError(f"--label_column {label_column}: several columns go with --kind multilabel alone")
-    given = [name.lower() for name in [*(text_columns or []), *label_columns]]
-    known = KNOWN.union(name for name in given if not name.isdigit())
+        raise ValueError(f"--label_column {label_column}: several columns go with the kind multilabel alone")
+    named = [*(text_columns or []), *label_columns, *sum(like or (), [])]
+    known = KNOWN.union(name.lower() for name in named if not name.isdigit())
     records = lambda: files.records(file, header, known)  # read twice: it may be too large to be kept
     where, first = next(records())
     names, may_lack_names = list(first), file.endswith((".csv", ".tsv"))
@@ -193,11 +194,11 @@ def read_label(row, columns, kind, where):
     # "" and [] may say that no label applies; null says that nobody has labelled the row
     if not names and not (kind == "multilabel" and isinstance(cell, (str, list))):
         raise ValueError(f"{where}: no label in column {name!r}"
-                         + "; say --kind multilabel if a row may have none" * (cell == []))
+                         + "; a row may have none if the kind is multilabel" * (cell == []))
     if not all(name and isinstance(name, (str, float)) for name in names):
         raise ValueError(f"{where}: {cell!r} in column {name!r} is no label, nor a list of labels")
     if names is label and kind == "classification":
-        raise ValueError(f"{where}: a list of labels in column {name!r}; say --kind multilabel")
+        raise ValueError(f"{where}: a list of labels in column {name!r} goes with the kind multilabel")
     return label
 
 
@@ -234,10 +235,13 @@ def find_columns(file, names, text_columns, label_columns, like, records):
     if records:
         likely = columns_by_content([row for _, row in records()], {*texts, *labels})
         texts, labels = texts or likely[0], labels or likely[1]
-    # of a file, too; where columns have no names, the content has to agree
-    if like and like[0] and (not records or set(like[0]) <= set(texts or like[0])):
-        texts = like[0] if not text_columns and set(names) >= set(like[0]) else texts
-        labels = like[1] if not label_columns and set(names) >= set(like[1]) else labels
+    like_texts, like_labels = like or ([], [])
+    # where columns have no names, the content has to agree
+    if like_texts and not (records and texts and set(like_texts) - set(texts)):
+        if not text_columns and set(like_texts) <= set(names):
+            texts = like_texts
+        if not label_columns and set(like_labels) <= set(names):
+            labels = like_labels
     if len(texts) not in (1, 2) or set(labels) & set(texts):
         raise ValueError(f"{file}: which of the columns {', '.join(names)} is the text, or which two? name "
                          "them by --text_columns")
@@ -324,7 +328,8 @@ def prepare(splits, kind=None, classes=None):
             if None in numbers:
                 unknown = min(name for name, number in zip(row, numbers) if number is None)
                 raise ValueError(f"{where}: the label {unknown!r} is none of the classes: "
-                                 f"{', '.join(classes[:20])}")
+                                 f"{', '.join(classes[:20])}" + ", ..." * (len(classes) > 20)
+                                 + "; of amounts the kind is regression" * all(map(is_number, classes)))
             if kind == "multilabel":
                 numbers = np.isin(np.arange(len(classes)), numbers)
             labels.append(numbers[0] if kind == "classification" else numbers)
@@ -368,14 +373,11 @@ def split_labels(splits, known):
 def ids_of_labels(classes, used):
     """{split: its labels} -> {split: {label: id}}. A split has the names of the classes, in whatever case, or
     their ids, which in all the splits begin at 0 or, as AG News is published, at 1."""
-    names = {name: i for i, name in enumerate(classes)}
-    lower = {name.lower(): i for name, i in names.items()}
-    ids = {}
+    fold = str.lower if len({name.lower() for name in classes}) == len(classes) else str
+    names, ids = {fold(name): i for i, name in enumerate(classes)}, {}
     for split, labels in used.items():
-        if labels & set(names):
-            ids[split] = names
-        elif len(lower) == len(names) and any(name.lower() in lower for name in labels):
-            ids[split] = {name: lower[name.lower()] for name in labels if name.lower() in lower}
+        if known := {name: names[fold(name)] for name in labels if fold(name) in names}:
+            ids[split] = known
     numbers = set().union(*(labels for split, labels in used.items() if split not in ids))
     start = 0 if numbers <= set(map(str, range(len(classes)))) else 1
     if start == 0 < (least := min(map(int, numbers), default=0)):
@@ -394,8 +396,11 @@ def hold_out(examples, kind):
         classes = [set(ids(label).tolist()) for label in examples.labels]
         trained = set().union(*(classes[i] for i in range(len(classes)) if i not in held))
         held = {i for i in held if classes[i] <= trained}
-    if len(order) < 20 or not held:
+    if len(order) < 20:
         raise ValueError(f"{examples.where[0]}: {len(order)} rows are too few to split; give --val_file")
+    if not held:
+        raise ValueError(f"{examples.where[0]}: no row can be held out, as each has a class of its own; of "
+                         "amounts the kind is regression")
     pick = lambda inside: replace(examples, **{
         name: [value for i, value in enumerate(getattr(examples, name)) if (i in held) == inside]
         for name in ("texts", "labels", "where")})
@@ -407,7 +412,7 @@ def check_texts(examples, kind):
     for i, (text, where) in enumerate(zip(examples.texts, examples.where)):
         if kind != "tokens":
             if not all(isinstance(part, str) for part in text):
-                raise ValueError(f"{where}: the text is a list; with a list of tags beside it, say --kind "
+                raise ValueError(f"{where}: the text is a list; with a list of tags beside it, the kind is "
                                  "tokens")
             continue
         if len(text) != 1:
@@ -422,7 +427,7 @@ def check_texts(examples, kind):
             if not isinstance(tags, list):
                 raise ValueError(f"{where}: {tags!r} is no list of tags")
             if len(words) != len(tags):
-                hint = "; for several labels to a text say --kind multilabel" * isinstance(text[0], str)
+                hint = "; with several labels to a text the kind is multilabel" * isinstance(text[0], str)
                 raise ValueError(f"{where}: {len(words)} words and {len(tags)} tags{hint}")
 
 # -----------------------------------------------------------------------------
@@ -447,7 +452,7 @@ def encode(texts, tokenizer, max_length):
     is_bpe = isinstance(tokenizer, tokenizers.ByteLevelBPE)
     between = sep * 2 if is_bpe else sep
     strings = [part for text in texts for part in text]
-    if is_bpe and isinstance(texts[0], list):  # a word begins with a space
+    if is_bpe and texts and isinstance(texts[0], list):  # a word begins with a space
         is_special = tokenizer.special_pattern.match
         strings = [word if is_special(word) else " " + word.removeprefix(" ") for word in strings]
     pieces = iter(tokenizer.encode_batch(strings, specials=True))

@@ -63,6 +63,13 @@ def test_the_header_is_given_or_found(tmp_path):
     assert rows(file, False) == rows(file, None, {"label"}) == rows(file, None) == numbered
 
 
+def test_a_csv_with_semicolons_is_refused(tmp_path):
+    """As Excel writes it where the comma is the decimal point."""
+    file = write(tmp_path / "a.csv", "text;label\nfine;1\n")
+    with pytest.raises(ValueError, match="line 1: one column; in a .csv a comma stands between"):
+        rows(file, None, {"text"})
+
+
 def test_columns_without_a_name_are_told_apart(tmp_path):
     file = write(tmp_path / "a.csv", ",text,,\n0,x,y,z\n")
     assert rows(file) == [{"": "0", "text": "x", "3": "y", "4": "z"}]

@@ -488,7 +488,7 @@ def test_bad_input(finetuning, files, base, tmp_path, refused):
         ([*argv, "--metric", "pearson"], "--metric pearson: for this task there are accuracy, f1, macro_f1"),
         ([*argv, "--class_weights", "1", "2", "3"], "balanced, or 2 positive numbers, for bad, good"),
         ([*argv, "--kind", "multilabel", "--class_weights", "balanced"], "a multilabel loss takes none"),
-        ([*argv, "--label_column", "label,text"], "several columns go with --kind multilabel alone"),
+        ([*argv, "--label_column", "label,text"], "several columns go with the kind multilabel alone"),
         ([*finetuning(out, "many"), "--kind", "classification"], "no label in column 'labels'"),
         ([*argv, "--train", "lora", "--lora_targets", "qurey"], "no linear layer is called 'qurey'"),
         ([*argv, "--init_from", "out/nowhere/at/all"], "out/nowhere/at/all: no such directory"),

@@ -355,6 +355,13 @@ def test_layers_that_an_adapter_would_replace_by_another(make):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_all_linear_without_a_head():
+    """By default the last layer may be one; not where it is said that there is none."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    lora.inject(model, targets="all-linear", modules_to_save=[])
+    assert all(isinstance(module, lora.LoRALinear) for module in model)
+
+
 def test_nothing_but_the_head_to_adapt():
     with pytest.raises(ValueError, match="nothing to adapt"):
         lora.inject(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), targets="all-linear")

@@ -369,6 +369,8 @@ def test_labels_are_not_guessed_across_files(capsys):
     assert prepared.splits["train"].labels == [1, 2, 3]
     with pytest.raises(ValueError, match="is none of the classes"):  # neither from 0 nor from 1 in both
         tasks.prepare({"train": labelled("1234"), "val": labelled("0123")}, classes=news)
+    cased = {"train": labelled(["Negative", "positive"]), "val": labelled(["NEGATIVE"])}
+    assert tasks.prepare(cased, classes=["negative", "positive"]).splits["train"].labels == [0, 1]
     for train, val in ((["no", "yes"], ["1", "0"]), (["1.0", "2.0"], ["1", "2"]), ("45", "12")):
         with pytest.raises(ValueError, match="f, line 0: the label '1' is none of the classes"):
             tasks.prepare({"train": labelled(train), "val": labelled(val)})
@@ -450,7 +452,7 @@ def test_several_labels_across_files():
         tasks.prepare({"train": labelled([["0", "1"], ["0", "1", "0"]])}, "multilabel")
     with pytest.raises(ValueError, match="f, line 0: the text is a list"):
         tasks.prepare({"train": labelled([["a", "b"]], [(["in", "Rome"],)])}, "multilabel")
-    with pytest.raises(ValueError, match="f, line 0: 1 words and 2 tags; for several labels .* multilabel$"):
+    with pytest.raises(ValueError, match="f, line 0: 1 words and 2 tags; with several labels .* multilabel$"):
         tasks.prepare({"train": labelled([["a", "b"]])})
 
 
@@ -504,8 +506,8 @@ BAD_LABELS = {  # the lines of a .jsonl, whose first is fine; the kind; the mess
     "empty tag": ('["O"]', '["O", ""]', None, "line 2: ['O', ''] in column 'labels' is no label"),
     "null in labels": ('["a"]', '["a", null]', "multilabel", "line 2: ['a', None] in column 'labels' is no"),
     "nobody labelled": ('["a"]', "null", "multilabel", "line 2: no label in column 'labels'"),
-    "no tags": ('["O"]', "[]", None, "line 2: no label in column 'labels'; say --kind multilabel if a row"),
-    "a list": ('"a"', '["a"]', "classification", "line 2: a list of labels in column 'labels'; say --kind"),
+    "no tags": ('["O"]', "[]", None, "line 2: no label in column 'labels'; a row may have none if"),
+    "a list": ('"a"', '["a"]', "classification", "line 2: a list of labels in column 'labels' goes with"),
 }
 
 @pytest.mark.parametrize("name", BAD_LABELS)
@@ -521,7 +523,7 @@ def test_bad_labels_in_columns(tmp_path):
     file = write(tmp_path, "a.csv", "text,toxic,threat\na b,0,1\nc d,0,0.5\n")
     with pytest.raises(ValueError, match="a.csv, line 3: '0.5' in column 'threat' is neither 0 nor 1"):
         tasks.read_file(file, label_column="toxic,threat", kind="multilabel")
-    with pytest.raises(ValueError, match="toxic,threat: several columns go with --kind multilabel alone"):
+    with pytest.raises(ValueError, match="toxic,threat: several columns go with the kind multilabel alone"):
         tasks.read_file(file, label_column="toxic,threat")
     with pytest.raises(ValueError, match="no column 'insult' among text, toxic, threat; see --label_column"):
         tasks.read_file(file, label_column="toxic,insult", kind="multilabel")
@@ -596,6 +598,13 @@ def test_an_unknown_header_of_texts_is_pointed_out(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+def test_the_names_of_the_file_of_training_are_known(tmp_path):
+    file = write(tmp_path, "train.csv", "phrase,verdict\na b,pos\n")
+    train = tasks.read_file(file, None, ["phrase"], "verdict")
+    new = write(tmp_path, "new.csv", "phrase,id\na b,1\nc d,2\n")
+    assert tasks.read_file(new, labelled=False, like=train.columns).texts == [("a b",), ("c d",)]
+
+
 def test_columns_without_names_that_have_changed_places(tmp_path):
     """What is in them counts for more than their places in the file of training."""
     train = tasks.read_file(write(tmp_path, "train.csv", "pos,a b c d e\nneg,f g h i j\n" * 5), False)
@@ -622,6 +631,9 @@ def test_columns_of_words_and_tags_are_tokens(tmp_path):
 def test_bad_labels():
     with pytest.raises(ValueError, match="f, line 1: the label 'c' is none of the classes: a, b"):
         tasks.prepare({"train": labelled("ab"), "val": labelled("ac")})
+    amounts = {"train": labelled([str(i) for i in range(10, 40)]), "val": labelled(["9"])}
+    with pytest.raises(ValueError, match="'9' is none of .*, 29, ...; of amounts the kind is regression"):
+        tasks.prepare(amounts)
     with pytest.raises(ValueError, match="f: every row has the label 'a'"):
         tasks.prepare({"train": labelled("aaa")})
     for bad in ("high", "nan", "inf"):
@@ -659,7 +671,7 @@ def test_hold_out():
         assert np.any(train.labels, 0).all() and len(classes) == 3 and len(val.texts) >= 5
     with pytest.raises(ValueError, match="rows are too few to split; give --val_file"):
         held_out("ab" * 9)
-    with pytest.raises(ValueError, match="rows are too few to split; give --val_file"):
+    with pytest.raises(ValueError, match="each has a class of its own; of amounts the kind is regression"):
         held_out([f"id {i}" for i in range(50)])  # every row a class of its own
 
 

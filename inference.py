@@ -65,41 +65,6 @@ def open_encoder(path):
     return encoder, tokenizer
 
 
-def pooling_of(path):
-    """How sentence-transformers pools this checkpoint: "mean", unless its files say "cls". ValueError for its
-    other ways."""
-    file = os.path.join(tokenizers.local_directory(path), "1_Pooling", "config.json")
-    settings = tokenizers.read_json(file, {"pooling_mode": "mean"})
-    # sentence-transformers before version 6 had a flag for each way
-    before_6 = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    ways = [before_6.get(name, name) for name, on in settings.items()
-            if name.startswith("pooling_mode_") and on is True] or [settings.get("pooling_mode")]
-    if ways not in (["mean"], ["cls"]):
-        raise ValueError(f"{file}: this pools by mean or cls, not by {ways}; see --pooling")
-    return ways[0]
-
-
-def sentence_settings(path):
-    """What else sentence-transformers does with this checkpoint -> whether vectors get length 1, and a prompt
-    that goes before every text. ValueError for what is not computed here."""
-    folder = tokenizers.local_directory(path)
-    read = lambda name, default: tokenizers.read_json(os.path.join(folder, name), default)
-    modules = {str(isinstance(module, dict) and module.get("type")).rpartition(".")[2]: module
-               for module in read("modules.json", [])}
-    if other := set(modules) - {"Transformer", "Pooling", "Normalize"}:
-        raise ValueError(f"{path}/modules.json: {min(other)} after the encoder; that is not computed here")
-    if "Pooling" in modules and modules["Pooling"].get("path") != "1_Pooling":
-        raise ValueError(f"{path}/modules.json: only pooling in a folder called 1_Pooling is read here")
-    config = read("config_sentence_transformers.json", {})
-    if config.get("truncate_dim"):
-        raise ValueError(f"{path}/config_sentence_transformers.json: truncate_dim is not computed here")
-    prompts = config.get("prompts")
-    prompt = isinstance(prompts, dict) and prompts.get(config.get("default_prompt_name")) or ""
-    if prompt and not read(os.path.join("1_Pooling", "config.json"), {}).get("include_prompt", True):
-        raise ValueError(f"{path}/1_Pooling/config.json: a mean without the prompt is not computed here")
-    return "Normalize" in modules, prompt
-
-
 def open_tokenizer(path, config):
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > config.vocab_size:
@@ -278,6 +243,44 @@ def mean_of_windows(outputs, rows, numbers):
     sums = np.zeros((numbers[-1] + 1, len(outputs[0])))
     np.add.at(sums, numbers, np.array(outputs) * rows.lengths[:, None])
     return (sums / np.bincount(numbers, rows.lengths)[:, None]).astype(np.float32)
+
+
+# -----------------------------------------------------------------------------
+# Embeddings, as sentence-transformers computes them
+
+def pooling_of(path):
+    """How sentence-transformers pools this checkpoint: "mean", unless its files say "cls". ValueError for its
+    other ways."""
+    file = os.path.join(tokenizers.local_directory(path), "1_Pooling", "config.json")
+    settings = tokenizers.read_json(file, {"pooling_mode": "mean"})
+    # sentence-transformers before version 6 had a flag for each way
+    before_6 = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    ways = [before_6.get(name, name) for name, on in settings.items()
+            if name.startswith("pooling_mode_") and on is True] or [settings.get("pooling_mode")]
+    if ways not in (["mean"], ["cls"]):
+        raise ValueError(f"{file}: this pools by mean or cls, not by {ways}; see --pooling")
+    return ways[0]
+
+
+def sentence_settings(path):
+    """What else sentence-transformers does with this checkpoint -> whether vectors get length 1, and a prompt
+    that goes before every text. ValueError for what is not computed here."""
+    folder = tokenizers.local_directory(path)
+    read = lambda name, default: tokenizers.read_json(os.path.join(folder, name), default)
+    modules = {str(isinstance(module, dict) and module.get("type")).rpartition(".")[2]: module
+               for module in read("modules.json", [])}
+    if other := set(modules) - {"Transformer", "Pooling", "Normalize"}:
+        raise ValueError(f"{path}/modules.json: {min(other)} after the encoder; that is not computed here")
+    if "Pooling" in modules and modules["Pooling"].get("path") != "1_Pooling":
+        raise ValueError(f"{path}/modules.json: only pooling in a folder called 1_Pooling is read here")
+    config = read("config_sentence_transformers.json", {})
+    if config.get("truncate_dim"):
+        raise ValueError(f"{path}/config_sentence_transformers.json: truncate_dim is not computed here")
+    prompts = config.get("prompts")
+    prompt = isinstance(prompts, dict) and prompts.get(config.get("default_prompt_name")) or ""
+    if prompt and not read(os.path.join("1_Pooling", "config.json"), {}).get("include_prompt", True):
+        raise ValueError(f"{path}/1_Pooling/config.json: a mean without the prompt is not computed here")
+    return "Normalize" in modules, prompt
 
 
 @torch.no_grad()

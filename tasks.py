@@ -306,35 +306,43 @@ def prepare(splits, kind=None, classes=None):
     names = {split: [list(map(str, label)) if has_lists else [str(label)] for label in examples.labels]
              for split, examples in splits.items()}
     used = {split: set().union(*labels) for split, labels in names.items()}
-    if not classes:
-        used_first = next(iter(used.values()))
-        if {"-", "entailment"} <= used_first:  # SNLI's mark where its annotators did not agree
-            where = first.where[first.labels.index("-")]
-            raise ValueError(f"{where}: '-' says that there is no gold label; leave such rows out")
-        are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used_first)
-        classes = sorted(used_first, key=int if are_numbers else None)
-        ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
-    else:
+    if classes:
         ids = ids_of_labels(classes, used)
+    else:
+        classes = sorted_classes(first, next(iter(used.values())))
+        ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
     if len(classes) < (1 if kind == "multilabel" else 2):
         file = first.where[0].rpartition(", ")[0]
         which = f"every row has the label {classes[0]!r}" if classes else "no row has a label"
         raise ValueError(f"{file}: {which}; there is nothing to learn")
-    prepared = {}
-    for split, examples in splits.items():
-        labels = []
-        for row, where in zip(names[split], examples.where):
-            numbers = [ids[split].get(name) for name in row]
-            if None in numbers:
-                unknown = min(name for name, number in zip(row, numbers) if number is None)
-                raise ValueError(f"{where}: the label {unknown!r} is none of the classes: "
-                                 f"{', '.join(classes[:20])}" + ", ..." * (len(classes) > 20)
-                                 + "; of amounts the kind is regression" * all(map(is_number, classes)))
-            if kind == "multilabel":
-                numbers = np.isin(np.arange(len(classes)), numbers)
-            labels.append(numbers[0] if kind == "classification" else numbers)
-        prepared[split] = replace(examples, labels=labels)
-    return Data(kind, list(classes), prepared)
+    return Data(kind, list(classes), {
+        split: replace(examples, labels=to_ids(names[split], ids[split], examples.where, kind, classes))
+        for split, examples in splits.items()})
+
+
+def sorted_classes(examples, used):
+    """The labels used, numbers by size."""
+    if {"-", "entailment"} <= used:  # SNLI's mark where its annotators did not agree
+        where = examples.where[examples.labels.index("-")]
+        raise ValueError(f"{where}: '-' says that there is no gold label; leave such rows out")
+    are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used)
+    return sorted(used, key=int if are_numbers else None)
+
+
+def to_ids(names, ids, where, kind, classes):
+    """The label names of each row -> its class; for tokens a list of them, for multilabel a bool (classes,)"""
+    labels = []
+    for row, place in zip(names, where):
+        numbers = [ids.get(name) for name in row]
+        if None in numbers:
+            unknown = min(name for name, number in zip(row, numbers) if number is None)
+            raise ValueError(f"{place}: the label {unknown!r} is none of the classes: "
+                             f"{', '.join(classes[:20])}" + ", ..." * (len(classes) > 20)
+                             + "; of amounts the kind is regression" * all(map(is_number, classes)))
+        if kind == "multilabel":
+            numbers = np.isin(np.arange(len(classes)), numbers)
+        labels.append(numbers[0] if kind == "classification" else numbers)
+    return labels
 
 
 def guess_kind(examples, classes):

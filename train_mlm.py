@@ -601,7 +601,7 @@ def train(args, state, host):
         report.validation(0, evaluate(model, val_batches, host), elapsed)
 
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
-    start = time.time() - elapsed
+    start = time.monotonic() - elapsed  # this clock is never set, and stands while a laptop sleeps
     kept = f"what was saved at step {step} is kept" if step else "nothing had been saved"
     reader = ThreadPoolExecutor(1)  # reads the batches of the next step while this one computes
     upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
@@ -610,7 +610,7 @@ def train(args, state, host):
         counts = [count_targets(batch) for batch in batches]
         # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
         all_targets, all_pairs, signals, elapsed = host.total(
-            *map(sum, zip(*counts)), len(host.signals), (time.time() - start) / host.world)
+            *map(sum, zip(*counts)), len(host.signals), (time.monotonic() - start) / host.world)
         progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1:
             break
@@ -645,7 +645,7 @@ def train(args, state, host):
         save_due = step % args.save_interval == 0
         if log_due or eval_due or save_due:
             means = runtime.mean_of_steps(history, step, kept, host)
-            elapsed = time.time() - start
+            elapsed = time.monotonic() - start
             if log_due:
                 report.training(step, means, progress, elapsed)
                 history = []
@@ -654,10 +654,10 @@ def train(args, state, host):
             if save_due:
                 save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
                 kept = f"what was saved at step {step} is kept"
-            report.last_time += time.time() - start - elapsed  # this does not count for the speed
+            report.last_time += time.monotonic() - start - elapsed  # this does not count for the speed
 
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
-    elapsed = time.time() - start
+    elapsed = time.monotonic() - start
     if step or not signals:  # a signal before the first step leaves nothing to save
         save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
     if signals:

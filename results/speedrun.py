@@ -2,8 +2,7 @@
 What each part of the fast recipe is worth: runs of train_mlm.py on as many tokens, each with one change, and
 a table.
 
-    python results/speedrun.py --seeds 0 1 2       # those that results/speedrun.json lacks; then speedrun.md
-    python results/speedrun.py --time              # how long a step takes, one run at a time
+    python results/speedrun.py --seeds 0 1 2  # those that results/speedrun.json lacks; then speedrun.md
 
 Two runs at a time, of one thread each. Ctrl-C loses those under way, no other.
 """
@@ -19,27 +18,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMMAND = "train_mlm.py --model roberta --max_steps 1000 --threads 1"
-PLAIN = "--softmax full --no-word_vectors"  # the parts below it were measured without these two
 CHANGES = {
     "fast, the default": "",
-    "word embeddings as drawn": "--no-word_vectors",
+    "AdamW for all, no Muon": "--optimizer adamw",
     "a full softmax": "--softmax full",
+    "15 % masks": "--mask_prob 0.15",
     "40 % masks": "--mask_prob 0.4",
+    "masks of whole words": "--mask_unit word",
+    "masks of up to three words": "--mask_unit ngram",
+    "dropout": "--dropout 0.1",
+    "linear decay": "--schedule linear",
+    "the output bias starts at 0": "--no-unigram_bias",
+    "word embeddings as drawn": "--no-word_vectors",
+    "heads as drawn": "--no-neighbours",
+    "positions and heads as drawn": "--no-sinusoids --no-neighbours",
     "two layers": "--layers 2",
-    "heads start anywhere": "--no-neighbours",
-    "a full softmax, word embeddings as drawn": PLAIN,
-    "AdamW for all, no Muon": f"{PLAIN} --optimizer adamw",
-    "heads start anywhere, too": f"{PLAIN} --no-neighbours",
-    "positions and heads start anywhere": f"{PLAIN} --no-sinusoids --no-neighbours",
-    "the output bias starts at 0": f"{PLAIN} --no-unigram_bias",
-    "15 % masks": f"{PLAIN} --mask_prob 0.15",
-    "40 % masks, full softmax": f"{PLAIN} --mask_prob 0.4",
-    "masks of whole words": f"{PLAIN} --mask_unit word",
-    "dropout": f"{PLAIN} --dropout 0.1",
-    "linear decay": f"{PLAIN} --schedule linear",
-    "two layers, full softmax": f"{PLAIN} --layers 2",
-    "40 % masks, a sampled softmax": "--no-word_vectors --mask_prob 0.4",
-    "the output bias starts at 0, a sampled softmax": "--no-word_vectors --no-unigram_bias",
     "paper, with batches half as large": "--recipe paper --max_steps 2000",
 }
 
@@ -51,14 +44,6 @@ def log_of(command):
                        stdout=subprocess.DEVNULL, cwd=os.path.dirname(HERE))
         with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:
             return list(map(json.loads, f))
-
-
-def step_ms(change):
-    """Milliseconds a step, the fastest ten of a hundred: the machine is not always alone."""
-    more = "--max_steps 110 --log_interval 10 --eval_interval 1000 --eval_rows 64"
-    elapsed = [line["elapsed_s"] for line in log_of(
-        [*COMMAND.split(), *CHANGES[change].split(), *more.split()]) if "loss" in line]
-    return 100 * min(after - before for before, after in zip(elapsed[1:], elapsed[2:]))
 
 
 def train(change, seed):
@@ -74,21 +59,20 @@ def table(runs):
     lines = ["# What the parts of the fast recipe are worth", "", "Written by `python results/speedrun.py`; "
              f"the command of every run is in `speedrun.json`. `python {COMMAND}` and one change: "
              f"{runs[0]['tokens'] / 1e6:.1f} M tokens, unigram line {runs[0]['unigram_nats']:.3f} nats. "
-             f"Rows with `{PLAIN}` compare with the one that has only these. "
-             "Means and deviations over the seeds; milliseconds of one thread, by `--time`.", "",
-             "| change | flags | validation loss | perplexity | masked accuracy | a step | seeds |",
+             "Means and deviations over the seeds; the time is that of one thread beside another run, of the "
+             "fastest seed, as the machine is not always alone.", "",
+             "| change | flags | validation loss | perplexity | masked accuracy | time | seeds |",
              "|---|---|---|---|---|---|---|"]
     for change in CHANGES:
         if same := [run for run in runs if run["change"] == change]:
             losses, perplexity, accuracy = ([run[name] for run in same] for name in (
                 "val_loss", "perplexity", "val_masked_accuracy"))
-            times = [run["step_ms"] for run in same if "step_ms" in run]
             spread = f" ± {statistics.stdev(losses):.3f}" if len(same) > 1 else ""
             flags = f"`{CHANGES[change]}`" if CHANGES[change] else ""
             lines.append(f"| {change} | {flags} | "
                          f"**{statistics.mean(losses):.3f}**{spread} | {statistics.mean(perplexity):.1f} | "
-                         f"{statistics.mean(accuracy):.3f} | {f'{times[0]:.0f} ms' if times else ''} | "
-                         f"{len(same)} |")
+                         f"{statistics.mean(accuracy):.3f} | "
+                         f"{min(run['elapsed_s'] for run in same):.0f} s | {len(same)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -104,18 +88,11 @@ def main():
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
     p.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
     p.add_argument("--workers", type=int, default=2, help="runs at a time")
-    p.add_argument("--time", action="store_true", help="time steps of the runs that are there, train none")
     args = p.parse_args()
     runs = []
     if os.path.exists(os.path.join(HERE, "speedrun.json")):
         with open(os.path.join(HERE, "speedrun.json"), encoding="utf-8") as f:
             runs = json.load(f)
-    if args.time:
-        for run in [run for run in runs if run["seed"] == 0 and "step_ms" not in run]:
-            run["step_ms"] = step_ms(run["change"])
-            print(run["change"], f"{run['step_ms']:.0f} ms", flush=True)
-            write(runs)
-        return
     done = {(run["change"], run["seed"]) for run in runs}
     with ThreadPoolExecutor(args.workers) as pool:
         waiting = [pool.submit(train, change, seed) for seed in args.seeds for change in args.changes

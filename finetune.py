@@ -321,7 +321,8 @@ def train(args, model, rows, seed, best, log, host):
     result = dict(seed=seed, score=None, since_best=0, curve=[])
 
     step, line_step, history = 0, 0, []  # history: the loss of each step since the last line
-    start, line_time, paused = time.monotonic(), time.monotonic(), 0.0  # paused: seconds of evaluating and saving
+    start = line_time = time.monotonic()
+    paused = 0.0  # seconds of evaluating and saving
     while True:
         if step % per_epoch == 0:  # a new order of the rows
             rng = data.random_numbers(seed, data.ORDER, step // per_epoch)

@@ -268,6 +268,11 @@ def test_the_columns_of_fine_tuning_are_remembered(files, base, tmp_path, capsys
         capsys.readouterr()
         use(tmp_path / name, "--file", tmp_path / "rows.csv")
         assert capsys.readouterr().out.splitlines()[0].endswith(rows[0].split(",")[0])
+    (tmp_path / "new.csv").write_text('text,n\n"one\ntwo",1\n')
+    use(tmp_path / "out", "--file", tmp_path / "new.csv")
+    out, err = capsys.readouterr()
+    assert "new.csv: the text is taken from text; in training it was headline\n" in err
+    assert out.count("\n") == 1 and out.endswith("\tone two\n")
 
 
 def test_one_column_of_several_is_not_all_labels(finetuning, files, tmp_path, refused):

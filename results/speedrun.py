@@ -2,7 +2,8 @@
 What each part of the fast recipe is worth: runs of train_mlm.py on as many tokens, each with one change, and
 a table.
 
-    python results/speedrun.py --seeds 0 1 2  # those that results/speedrun.json lacks; then speedrun.md
+    python results/speedrun.py --seeds 0 1 2       # those that results/speedrun.json lacks; then speedrun.md
+    python results/speedrun.py --time              # how long a step takes, one run at a time
 
 Two runs at a time, of one thread each. Ctrl-C loses those under way, no other.
 """
@@ -46,6 +47,14 @@ def log_of(command):
             return list(map(json.loads, f))
 
 
+def step_ms(change):
+    """Milliseconds a step, the fastest five of forty: the machine is not always alone."""
+    more = "--max_steps 45 --log_interval 5 --eval_interval 1000 --eval_rows 64"
+    lines = [line for line in log_of([*COMMAND.split(), *CHANGES[change].split(), *more.split()])
+             if "tokens_per_s" in line]
+    return min(1000 * line["tokens"] / line["step"] / line["tokens_per_s"] for line in lines[2:])
+
+
 def train(change, seed):
     """-> what speedrun.json keeps of a run"""
     command = [*COMMAND.split(), *CHANGES[change].split(), "--seed", str(seed)]
@@ -59,20 +68,21 @@ def table(runs):
     lines = ["# What the parts of the fast recipe are worth", "", "Written by `python results/speedrun.py`; "
              f"the command of every run is in `speedrun.json`. `python {COMMAND}` and one change: "
              f"{runs[0]['tokens'] / 1e6:.1f} M tokens, unigram line {runs[0]['unigram_nats']:.3f} nats. "
-             "Means and deviations over the seeds; the time is that of one thread beside another run, of the "
-             "fastest seed, as the machine is not always alone.", "",
-             "| change | flags | validation loss | perplexity | masked accuracy | time | seeds |",
+             "Means and deviations over the seeds; milliseconds of one thread, by `--time`, on a "
+             "shared machine, where a fifth more or less says nothing.", "",
+             "| change | flags | validation loss | perplexity | masked accuracy | a step | seeds |",
              "|---|---|---|---|---|---|---|"]
     for change in CHANGES:
         if same := [run for run in runs if run["change"] == change]:
             losses, perplexity, accuracy = ([run[name] for run in same] for name in (
                 "val_loss", "perplexity", "val_masked_accuracy"))
+            times = [run["step_ms"] for run in same if "step_ms" in run]
             spread = f" ± {statistics.stdev(losses):.3f}" if len(same) > 1 else ""
             flags = f"`{CHANGES[change]}`" if CHANGES[change] else ""
             lines.append(f"| {change} | {flags} | "
                          f"**{statistics.mean(losses):.3f}**{spread} | {statistics.mean(perplexity):.1f} | "
-                         f"{statistics.mean(accuracy):.3f} | "
-                         f"{min(run['elapsed_s'] for run in same):.0f} s | {len(same)} |")
+                         f"{statistics.mean(accuracy):.3f} | {f'{times[0]:.0f} ms' if times else ''} | "
+                         f"{len(same)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -88,11 +98,18 @@ def main():
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
     p.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
     p.add_argument("--workers", type=int, default=2, help="runs at a time")
+    p.add_argument("--time", action="store_true", help="time steps of the runs that are there, train none")
     args = p.parse_args()
     runs = []
     if os.path.exists(os.path.join(HERE, "speedrun.json")):
         with open(os.path.join(HERE, "speedrun.json"), encoding="utf-8") as f:
             runs = json.load(f)
+    if args.time:
+        for run in [run for run in runs if run["seed"] == 0 and "step_ms" not in run]:
+            run["step_ms"] = step_ms(run["change"])
+            print(run["change"], f"{run['step_ms']:.0f} ms", flush=True)
+            write(runs)
+        return
     done = {(run["change"], run["seed"]) for run in runs}
     with ThreadPoolExecutor(args.workers) as pool:
         waiting = [pool.submit(train, change, seed) for seed in args.seeds for change in args.changes

@@ -330,7 +330,7 @@ def sorted_classes(examples, used):
 
 
 def to_ids(names, ids, where, kind, classes):
-    """The label names of each row -> its class; for tokens a list of them, for multilabel a bool (classes,)"""
+    """The labels of each row -> its class; for tokens a list of them, for multilabel a bool (classes,)"""
     labels = []
     for row, place in zip(names, where):
         numbers = [ids.get(name) for name in row]

@@ -30,9 +30,11 @@ def parse_arguments(argv):
     p.add_argument("--runs", nargs="+", required=True, help='such as full "lora --lr 5e-4"')
     p.add_argument("--out_dir", default="out/compare", help="for the runs, the table and the picture")
     args, common = p.parse_known_args(argv)
-    for flag in common:
-        if flag.partition("=")[0] in ("--train", "--dry_run"):
-            raise ValueError(f"{flag}: --runs says what is trained, and each is checked by a dry run first")
+    flags_of = {run: shlex.split(run) for run in args.runs}
+    for flag in (flag.partition("=")[0] for flags in (common, *flags_of.values()) for flag in flags):
+        if flag in ("--train", "--dry_run", "--out_dir"):
+            raise ValueError(f"{flag}: --runs says what is trained, each is checked by a dry run first, and "
+                             "gets a folder in --out_dir")
     if len(set(args.runs)) < len(args.runs):
         raise ValueError("--runs: one of them is there twice")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -40,7 +42,7 @@ def parse_arguments(argv):
     commands = {}
     for run in args.runs:
         folder = os.path.join(args.out_dir, run.replace("--", "").replace(" ", "-").replace("/", "-"))
-        flags = [*common, "--train", *run.split(), "--out_dir", folder]
+        flags = [*common, "--train", *flags_of[run], "--out_dir", folder]
         rundir.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
         commands[run] = folder, [sys.executable, FINETUNE, *flags]
     if len({folder for folder, _ in commands.values()}) < len(commands):
@@ -60,19 +62,9 @@ def compare(args, commands):
         print(f"\n{shlex.join(command[1:])}", flush=True)
         run_and_wait(run, command)
         logs[run] = rundir.read_log(folder)[-1]
-    table = [COLUMNS]
-    for run, log in logs.items():
-        deviation = f" ± {100 * log['std']:.2f}" if len(log["seeds"]) > 1 else ""
-        table.append([run, f"{log['trained']:,}", f"{100 * log['trained'] / log['parameters']:.2f}%",
-                      f"{log['metric']} {100 * log['mean']:.2f}{deviation}", f"{log['s_per_epoch']:.1f}",
-                      f"{log['ms_per_step']:.0f}", f"{log['peak_memory_mb']:,.0f}",
-                      f"{log['training_mb']:.1f}", f"{log['disk_mb']:.2f}"])
+        table = write_table(os.path.join(args.out_dir, "compare.md"), logs)  # anew, should the next one fail
     widths = [max(map(len, column)) for column in zip(*table)]
     print("\n" + "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table))
-    markdown = ["| " + " | ".join(row) + " |" for row in table]
-    markdown.insert(1, "|---" * len(COLUMNS) + "|")
-    with open(os.path.join(args.out_dir, "compare.md"), "w", encoding="utf-8") as f:
-        f.write("\n".join(markdown) + "\n")
     draws = importlib.util.find_spec("matplotlib") is not None
     hint = "" if draws else "; with matplotlib there would be a picture"
     print(f"\n{args.out_dir}/compare.md{hint}", flush=True)
@@ -80,6 +72,22 @@ def compare(args, commands):
         folders = [folder for folder, _ in commands.values()]
         run_and_wait("plot.py", [sys.executable, PLOT, *folders, "--names", *commands,
                                  "--out", os.path.join(args.out_dir, "compare.png")])
+
+
+def write_table(file, logs):
+    """{run: the last line of its log} -> the rows of the table, in the file as Markdown."""
+    table = [COLUMNS]
+    for run, log in logs.items():
+        deviation = f" ± {100 * log['std']:.2f}" if len(log["seeds"]) > 1 else ""
+        table.append([run, f"{log['trained']:,}", f"{100 * log['trained'] / log['parameters']:.2f}%",
+                      f"{log['metric']} {100 * log['mean']:.2f}{deviation}", f"{log['s_per_epoch']:.1f}",
+                      f"{log['ms_per_step']:.0f}", f"{log['peak_memory_mb']:,.0f}",
+                      f"{log['training_mb']:.1f}", f"{log['disk_mb']:.2f}"])
+    markdown = ["| " + " | ".join(row) + " |" for row in table]
+    markdown.insert(1, "|---" * len(COLUMNS) + "|")
+    with open(file, "w", encoding="utf-8") as f:
+        f.write("\n".join(markdown) + "\n")
+    return table
 
 
 def run_and_wait(run, command, **options):

@@ -59,12 +59,14 @@ HUB = {  # short names; a row of these is a line, of other data sets on the hub 
 
 
 def files_below(folder):
-    """Paths of text in a folder and those inside, but not of what is hidden, nor of token files."""
+    """Paths of the files in a folder and those inside, but not of what is hidden, nor of token files."""
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if links := [name for name in folders if os.path.islink(os.path.join(path, name))]:
+            raise ValueError(f"{os.path.join(path, links[0])} is a link to a folder, which is not followed: "
+                             "name that folder, too, and move the link away")
         if not TOKEN_FILES <= set(names):
-            yield from (os.path.join(path, name) for name in names
-                        if name.lower().endswith(files.FORMATS) and not name.startswith("."))
+            yield from (os.path.join(path, name) for name in names if not name.startswith("."))
 
 
 def open_corpus(names, text_field="text"):
@@ -83,10 +85,16 @@ def open_corpus(names, text_field="text"):
         if not os.path.exists(name):
             raise FileNotFoundError(f"{name}: no such file; --data takes files and folders, or one of pydoc, "
                                     f"{', '.join(HUB)} and hub data sets, owner/name[:config], alone")
-        inside = sorted(files_below(name))
+        found = sorted(files_below(name))
+        inside = [path for path in found if path.lower().endswith(files.FORMATS)]
         if os.path.isdir(name) and not inside:
             raise ValueError(f"{name}: no {', '.join(files.FORMATS)} files in this folder")
+        if len(inside) < len(found):
+            print(f"{name}: {len(found) - len(inside):,} files there are not read, as they are no "
+                  f"{', '.join(files.FORMATS)}", flush=True)
         paths += inside or [name]
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise ValueError(f"{' '.join(names)}: a file is there twice")
     digest = hashlib.sha256(text_field.encode())
     for path in paths:
         files.check(path)
@@ -110,7 +118,7 @@ def row_documents(records, text_field):
         if text_field not in row:
             raise ValueError(f"{where}: no column {text_field!r} among {', '.join(row)}; see --text_field")
         if not isinstance(row[text_field], str):
-            raise ValueError(f"{where}: the text is {row[text_field]!r}, not a string")
+            raise ValueError(f"{where}: the text is {repr(row[text_field])[:60]}, not a string")
         if document := [line.strip() for line in row[text_field].split("\n") if line.strip()]:
             yield document
 
@@ -232,7 +240,7 @@ def prose(text):
 # -----------------------------------------------------------------------------
 # Token files. A folder: for train and val the tokens, where sentences and documents begin, and the tokenizer.
 
-FORMAT = 2                      # raise it when the files change
+FORMAT = 3                      # raise it when the files change
 TOKEN_FILES = {"meta.json", "train.bin", "val.bin"}  # a folder with them is one of ours
 ENDINGS = {"tokens": ".bin", "documents": ".documents.bin", "sentences": ".sentences.bin"}
 SAMPLE = 24_000_000             # characters that a tokenizer is trained on, taken evenly from the corpus
@@ -278,7 +286,7 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     if tokenizer.sep_id is None or tokenizer.mask_id is None:
         raise ValueError("the tokenizer has no mask token or no separator (GPT-2's has none; RoBERTa's does)")
     os.makedirs(cache_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir, suffix=".tmp") as temporary:
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".") as temporary:
         made = os.path.join(temporary, "made")
         os.mkdir(made)
         meta = {"format": FORMAT, "corpus": corpus.name, "fingerprint": corpus.fingerprint,
@@ -346,10 +354,11 @@ def hold_out(corpus):
 
 
 def sample(documents):
-    """Paragraphs for a tokenizer to learn from: all of them, or those of every k-th document of a large
-    corpus. documents: a function, as they are read twice."""
-    k = max(1, -(-sum(len(p) for document in documents() for p in document) // SAMPLE))
-    return (p for document in itertools.islice(documents(), 0, None, k) for p in document)
+    """Paragraphs for a tokenizer to learn from: all of them, or every k-th of a large corpus. documents: a
+    function, as they are read twice."""
+    paragraphs = lambda: itertools.chain.from_iterable(documents())
+    k = max(1, -(-sum(map(len, paragraphs())) // SAMPLE))
+    return itertools.islice(paragraphs(), 0, None, k)
 
 
 def write_tokens(path, documents, tokenizer, dtype, total):
@@ -442,8 +451,9 @@ def dropout_seed(seed, step, rank):
 
 
 def sentence_windows(bounds, W):
-    """Where windows of W tokens that cover a stream begin: at the sentence that the one before cut off, or in
-    a sentence longer than W where the one before ended. bounds: sentence starts and the stream's end."""
+    """Starts of windows of W tokens that cover a stream. A window begins with the sentence that the one
+    before cut off; in a sentence longer than W, where that one ended. bounds: sentence starts, and the
+    stream's end."""
     starts, at, i, bounds = [], 0, 0, memoryview(bounds)  # a list would take 5 times the memory
     while at < bounds[-1]:
         starts.append(at)
@@ -459,8 +469,8 @@ class Rows:
 
     task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but a window may begin and end inside a
         sentence, and documents run on, with a [SEP] between them. Windows lie end to end, and from the
-        stream's end go on at its start: window w holds the tokens (w W + j) mod N. So no two epochs cut the
-        text in the same places.
+        stream's end go on at its start: window w holds the tokens (w W + j) mod N. So epochs cut the text in
+        other places, unless W divides N.
     task "nsp": [CLS] A [SEP] B [SEP], a window cut where a sentence begins. Label 1: B is from another
         document; 0: it follows A.
     task "sop": the same rows. Label 1: the sentences of A and those of B have changed places; 0: they are in
@@ -524,51 +534,65 @@ class Rows:
         """For the windows of an epoch -> (5, windows), int64: where A ends and B begins; the window that B is
         from; the label; and for SOP the two ends of the text in which A and B change places."""
         start, end = self.window_range(epoch)
-        W, n, own = self.width, end - start, np.arange(end - start)
+        own, W, sentences = np.arange(end - start), self.width, self.tokens.sentences
         first = self.offsets(start + own)
         rng = random_numbers(self.seed, PAIRS, epoch)
-        draw = rng.random(n)
-        bounds, sentences = self.bounds, self.tokens.sentences  # the latter without the first of documents
-        # A window is cut where a sentence begins: at one of sentences[low:high], or in its middle if there is
-        # none. For SOP the sentences on both sides of the cut have to be whole, and change places:
-        #     ... end of s1 | s2 | s3 | s4 | beginning of s5 ...
-        #               head^    ^cut      ^tail
+        # A window is cut where a sentence begins, but no document: at one of sentences[low:high], drawn at
+        # random, or in its middle if there is none. For SOP those on both sides of the cut have to be whole.
         if self.task == "sop":
-            place = np.searchsorted(bounds, sentences)
-            low = np.searchsorted(bounds[place - 1], first)
-            high = np.searchsorted(bounds[place + 1], first + W, side="right")
+            place = np.searchsorted(self.bounds, sentences)
+            low = np.searchsorted(self.bounds[place - 1], first)
+            high = np.searchsorted(self.bounds[place + 1], first + W, side="right")
         else:
             low, high = np.searchsorted(sentences, first + 1), np.searchsorted(sentences, first + W)
-        some = high > low
-        cut, head, tail = np.full(n, W // 2), np.zeros(n, np.int64), np.full(n, W)
-        at = sentences[low[some] + (draw[some] * (high - low)[some]).astype(np.int64)]
-        cut[some] = at - first[some]
-        if self.task == "sop":
-            # What changes places are the whole sentences of the document in which the cut is. What the window
-            # has around them stays, so that no broken sentence and no [SEP] gives the label away.
-            documents = np.append(self.tokens.documents, bounds[-1])
-            after = np.searchsorted(documents, at, side="right")
-            begin = first[some]
-            head[some] = np.maximum(documents[after - 1], bounds[np.searchsorted(bounds, begin)]) - begin
-            last = bounds[np.searchsorted(bounds, begin + W, side="right") - 1]
-            tail[some] = np.minimum(documents[after] - 1, last) - begin
-            label = np.where(some, rng.random(n) < 0.5, -100)
-            return np.stack([cut, start + own, label, head, tail])
+        some, draw = high > low, rng.random(len(own))
+        # the middle moves back from the [SEP] and the first token of a document: B is to go on with A's last
+        begins = lambda at: np.isin(at % len(self.tokens.tokens), self.tokens.documents)
+        middle = first + W // 2
+        cut = (W // 2 - begins(middle + 1) - 2 * begins(middle)).clip(min=1)
+        cut[some] = sentences[low[some] + (draw * (high - low))[some].astype(np.int64)] - first[some]
+        if self.task == "nsp":
+            partner = self.nsp_partners(first + cut, cut, rng)
+            return np.stack([cut, start + partner, partner != own, np.zeros_like(cut), np.full_like(cut, W)])
+        head, tail = self.sop_ends(first, first + cut)
+        label = np.where(some, rng.random(len(own)) < 0.5, -100)
+        return np.stack([cut, start + own, label, np.where(some, head, 0), np.where(some, tail, W)])
 
-        # Two windows cut at the same place, in different documents, can exchange their second parts: both
-        # rows stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
+    def nsp_partners(self, at, cut, rng):
+        """Windows cut at the places `at` of the stream, `cut` counted in the window -> of each the window
+        that its B is from.
+
+        Two windows cut at the same place, in different documents, can exchange their second parts: both rows
+        stay full, and no token is lost or seen twice. As many do so as make every second row a 1.
+        """
+        n, partner = len(cut), np.arange(len(cut))
         shuffled = rng.permutation(n)
         by_cut = shuffled[np.argsort(cut[shuffled], kind="stable")]
-        rank = own - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
+        rank = np.arange(n) - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
         a, b = by_cut[:-1], by_cut[1:]
-        document = np.searchsorted(self.tokens.documents, first + cut, side="right")
+        document = np.searchsorted(self.tokens.documents, at, side="right")
         # the first with the second, the third with the fourth: nobody is in two exchanges
         eligible = (rank[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
         a, b = a[eligible], b[eligible]
         swapped = rng.random(len(a)) < n / max(1, 4 * len(a))
-        partner = own.copy()
         partner[a[swapped]], partner[b[swapped]] = b[swapped], a[swapped]
-        return np.stack([cut, start + partner, partner != own, head, tail])
+        return partner
+
+    def sop_ends(self, first, at):
+        """Windows from the places `first` of the stream, cut at sentences that begin at `at` -> where, in the
+        window, the text begins and ends whose two parts can change places.
+
+            ... end of s1 | s2 | s3 | s4 | beginning of s5 ...
+                      head^    ^cut      ^tail
+
+        It is the whole sentences of the document in which the cut is. What the window has around them stays,
+        so that no broken sentence and no [SEP] gives the label away.
+        """
+        bounds, documents = self.bounds, np.append(self.tokens.documents, self.bounds[-1])
+        after = np.searchsorted(documents, at, side="right").clip(max=len(documents) - 1)
+        head = np.maximum(documents[after - 1], bounds[np.searchsorted(bounds, first)])
+        last = bounds[np.searchsorted(bounds, first + self.width, side="right") - 1]
+        return head - first, np.minimum(documents[after] - 1, last) - first
 
     def text(self, windows):
         """Window numbers (B,) -> their tokens (B, W)."""

@@ -114,9 +114,6 @@ def parse_arguments(argv):
         raise ValueError("there is no --train_file; predict.py --evaluate evaluates without training")
     if args.init_from == "scratch":
         args.preset = args.preset or importlib.import_module(args.model).DEFAULT_PRESET["cpu"]
-    elif lora.is_adapter(args.init_from):
-        raise ValueError(f"{args.init_from} is an adapter: merge it by predict.py --merge, and train the "
-                         "result")
     else:
         args.model = runtime.read_config(args.init_from)["model_type"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
@@ -192,10 +189,24 @@ def open_model(args, tokenizer, classes, seed, host):
                "regression": "regression"}.get(args.kind)  # tags have none
     options = dict(num_labels=len(names), id2label=dict(enumerate(names)), problem_type=problem)
     model = runtime.build_model(importlib.import_module(args.model), head, args, tokenizer, **options)
+    if args.init_from != "scratch" and not any(name.startswith("classifier") for name in model.fresh):
+        sort_classes(model, args.init_from, names, host)
     choose_trained(model, args)
     if args.compile:
         model.compile(dynamic=True)  # in place: the names of the parameters stay
     return model.to(host.device)
+
+
+def sort_classes(model, init_from, names, host):
+    """Bring the classes of a checkpoint's own head into the order of names, if they are the same ones."""
+    id2label = runtime.read_config(init_from).get("id2label") or {}
+    before = [str(id2label[i]).lower() for i in sorted(id2label, key=int)]
+    wanted = [name.lower() for name in names]
+    if sorted(before) == sorted(wanted):
+        for p in list(model.classifier.parameters())[-2:]:  # of the last layer
+            p.data = p.data[[before.index(name) for name in wanted]]
+    elif any(not name.startswith("label_") for name in before):
+        host.say(f"the head of {init_from} goes on, though it was trained for other classes")
 
 
 def choose_trained(model, args):
@@ -256,6 +267,9 @@ class Best:
         reached, a dict that is brought up to date."""
         args = self.args
         scores, outputs = self.evaluate(model, "val")
+        rows = self.rows["val"]
+        logits, labels = (torch.from_numpy(rows.flat(values)) for values in (outputs, rows.labels))
+        scores["loss"] = loss_sum(args.kind, logits, labels, None).item() / labels.numel()
         value = scores[args.metric]
         result["curve"].append((step, value))
         result["since_best"] += 1
@@ -284,7 +298,7 @@ class Best:
             if hasattr(model, "lora"):
                 base = self.args.init_from
                 lora.save(model, folder, os.path.abspath(base) if os.path.isdir(base) else base)
-                with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+                with open(os.path.join(folder, runtime.BASE_CONFIG), "w", encoding="utf-8") as f:
                     json.dump(importlib.import_module(self.args.model).hf_config(model), f, indent=2)
             else:
                 model.save_pretrained(folder)
@@ -304,9 +318,9 @@ def loss_sum(kind, logits, labels, weight):
     multilabel (B, classes), for tokens (B, T), -100 ignored; weight (classes,) or None."""
     logits = logits.float().flatten(0, -2)
     if kind == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
     if kind == "regression":
-        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+        return F.mse_loss(logits[:, 0], labels.float(), reduction="sum")
     return F.cross_entropy(logits, labels.flatten(), weight, ignore_index=-100, reduction="sum")
 
 
@@ -365,7 +379,7 @@ def train(args, model, rows, seed, best, log, host):
         # now and then: a line, an evaluation. Only here does the CPU wait for the GPU.
         eval_due = step % eval_interval == 0 or step == max_steps
         if step % args.log_interval == 0 or eval_due or step == 1:
-            mean_loss, _ = runtime.mean_of_steps(history, step, best.kept(), host)
+            mean_loss, norm = runtime.mean_of_steps(history, step, best.kept(), host)
             history = []
             now = time.monotonic()
             step_seconds = (now - line_time) / (step - line_step)
@@ -373,7 +387,7 @@ def train(args, model, rows, seed, best, log, host):
             lr, epoch = runtime.learning_rate(args.lr, progress, args), step / per_epoch
             log.write(f"step {step:6,} | epoch {epoch:5.2f} | loss {mean_loss:.4f} | lr {lr:.2e} | "
                       f"{args.batch_size / step_seconds:,.0f} rows/s | {runtime.clock(left)} left",
-                      seed=seed, step=step, epoch=epoch, loss=mean_loss, lr=lr,
+                      seed=seed, step=step, epoch=epoch, loss=mean_loss, lr=lr, grad_norm=norm,
                       rows_per_s=round(args.batch_size / step_seconds, 1), elapsed_s=round(now - start, 1))
             if eval_due and not args.dry_run:
                 best.evaluate_and_keep(model, step, result)
@@ -391,13 +405,7 @@ def train(args, model, rows, seed, best, log, host):
     if not step:
         raise ValueError(f"--max_minutes {args.max_minutes:g} is over before the first step")
     return result | dict(train_s=train_seconds, epochs=step / per_epoch,
-                         ms_per_step=1000 * train_seconds / step, token_share=token_share(rows, batches),
-                         training_mb=training_mb(model, optimizers))
-
-
-def token_share(rows, batches):
-    """Of the positions of an epoch's batches, those that are tokens, not padding."""
-    return float(rows.lengths.sum() / sum(len(batch) * rows.lengths[batch].max() for batch in batches))
+                         ms_per_step=1000 * train_seconds / step, training_mb=training_mb(model, optimizers))
 
 
 def training_mb(model, optimizers):
@@ -462,6 +470,10 @@ def describe(args, host, task_data, rows, n_all, n_trained):
         elif part.cut_texts:
             host.say(f"{part.cut_texts:,} of {len(part):,} texts of {name} are cut at --max_length "
                      f"{args.max_length}")
+    trained = set(map(str, task_data.splits["train"].texts))
+    for name in rows.keys() - {"train"}:
+        if again := sum(str(text) in trained for text in task_data.splits[name].texts):
+            host.say(f"{again:,} of {len(rows[name]):,} texts of {name} are in train, too")
     host.say(f"steps of {args.batch_size} rows, learning rate {args.lr:.1e}")
     if args.kind == "multilabel":
         counts = np.sort(rows["val"].flat(rows["val"].labels).sum(0))[::-1]
@@ -501,9 +513,8 @@ def summarize(args, host, results, best, n_all, n_trained):
     if args.kind == "multilabel":
         threshold, f1 = tasks.best_threshold(best.rows["val"], best.outputs)
         host.say(f"  on the validation rows predict.py --threshold {threshold} is best: micro_f1 {f1:.4f}")
-    host.say(f"  {s_per_epoch:.1f} s an epoch; {100 * winner['token_share']:.1f}% of positions are tokens; "
-             f"{peak:,.0f} MB at the peak,\n  {training_mb:.1f} of them gradients and optimizer; {name} "
-             f"{size:.2f} MB")
+    host.say(f"  {s_per_epoch:.1f} s an epoch; {peak:,.0f} MB at the peak, {training_mb:.1f} of them "
+             f"gradients and optimizer; {name} {size:.2f} MB")
     host.say(f"\nnext: python predict.py --checkpoint {shlex.quote(args.out_dir)} \"...\"")
 
 

@@ -32,6 +32,7 @@ HEADS = ("ForSequenceClassification", "ForTokenClassification")  # beside ForPre
 
 def open_model(path):
     """A checkpoint, or an adapter with its base -> model, tokenizer. ValueError if a head has no weights."""
+    path = tokenizers.local_directory(path)
     if lora.is_adapter(path):
         return open_adapter(path)
     names = runtime.read_config(path).get("architectures")
@@ -48,14 +49,14 @@ def open_model(path):
 
 def open_encoder(path):
     """Any checkpoint, or an adapter with its base -> its encoder, without the head; tokenizer."""
+    path = tokenizers.local_directory(path)
     if lora.is_adapter(path):
         model, tokenizer = open_adapter(path)
         return lora.merge(model).encoder, tokenizer
     with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
         encoder = runtime.model_module(path).Encoder.from_pretrained(path)
     tokenizer = open_tokenizer(path, encoder.config)
-    folder = tokenizers.local_directory(path)
-    named = [os.path.join(folder, f"sentence_{family}_config.json") for family in runtime.MODELS]
+    named = [os.path.join(path, f"sentence_{family}_config.json") for family in runtime.MODELS]
     file = next(filter(os.path.exists, named), named[0])  # after the family only in old checkpoints
     settings = tokenizers.read_json(file, {})  # of sentence-transformers, which has a length of its own
     known, longest = settings.get("max_seq_length") or tokenizer.max_length, encoder.config.longest_row
@@ -86,8 +87,8 @@ def open_adapter(path):
         raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
                          f"{' or '.join(heads)}")
     options = {"num_labels": head_size(path)}
-    if os.path.exists(os.path.join(path, "config.json")):  # ours; PEFT writes none
-        config = runtime.read_config(path)
+    if os.path.exists(os.path.join(path, runtime.BASE_CONFIG)):  # ours; PEFT writes none
+        config = runtime.read_config(path, runtime.BASE_CONFIG)
         options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
     head = getattr(runtime.model_module(base), heads[adapter["task_type"]])
     with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
@@ -243,7 +244,6 @@ def mean_of_windows(outputs, rows, numbers):
     sums = np.zeros((numbers[-1] + 1, len(outputs[0])))
     np.add.at(sums, numbers, np.array(outputs) * rows.lengths[:, None])
     return (sums / np.bincount(numbers, rows.lengths)[:, None]).astype(np.float32)
-
 
 # -----------------------------------------------------------------------------
 # Embeddings, as sentence-transformers computes them

@@ -93,9 +93,10 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
     """Freeze the model and give the linear layers named in targets an adapter; returns the model.
 
     targets: module names, or their last parts ("query"); or "all-linear": every linear layer outside
-    modules_to_save. modules_to_save: modules that are trained and saved whole; default: the classifier, where
-    there is one; else, in a model without hf_keys, the last linear layer stays plain, as it is likely to be a
-    head. A module that is used several times, as ALBERT's layers, has one adapter, applied at each.
+    modules_to_save. modules_to_save: modules that are trained and saved whole; default: those whose names end
+    in "classifier"; where there is none, in a model without hf_keys, the last linear layer stays plain, as it
+    is likely to be a head. A module that is used several times, as ALBERT's layers, has one adapter, applied
+    at each.
     ValueError for a target that names no linear layer, for one whose weight is used without a call, and for a
     model that has adapters already.
     """
@@ -105,10 +106,13 @@ def inject(model, r=8, alpha=16, dropout=0.0, targets=("query", "value"), rslora
     # in a model of another kind, where no head is named, the last linear layer is likely to be one
     guess_head = modules_to_save is None and not hasattr(model, "hf_keys")
     if modules_to_save is None:
-        modules_to_save = [name for name, _ in model.named_children() if name == "classifier"]
+        modules_to_save = [name for name, _ in model.named_children() if name.endswith("classifier")]
     modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save)
+    if missing := set(modules_to_save) - {name for name, _ in model.named_modules()}:
+        raise ValueError(f"LoRA: modules_to_save: there is no module {min(missing)!r}; give whole names")
     heads = [model.get_submodule(name) for name in modules_to_save]
-    layers = layers_to_adapt(model, [targets] if isinstance(targets, str) else targets, heads, guess_head)
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    layers = layers_to_adapt(model, targets, heads, guess_head)
     model.requires_grad_(False)
     for head in heads:
         head.requires_grad_(True)
@@ -129,10 +133,15 @@ def layers_to_adapt(model, targets, heads, guess_head):
     if tied and id(model.encoder.embeddings.word) in inside_heads:
         raise ValueError("LoRA: PEFT would train the word embeddings apart from the output matrix, and here "
                          "both are one: leave them out of modules_to_save")
+    saved = {id(p) for head in heads for p in head.parameters()}
+    for name, module in model.named_modules():
+        if id(module) not in inside_heads and any(id(p) in saved for p in module.parameters(recurse=False)):
+            raise ValueError(f"LoRA: {name} has a weight of a module in modules_to_save, and PEFT would "
+                             "train them apart")
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and id(module) not in inside_heads}
     output = list(linears)[-1] if linears and guess_head and not heads else None
-    if list(targets) == ["all-linear"]:
+    if targets == ["all-linear"]:
         targets = [name for name in linears if name != output]
     adapted = {}
     for target in targets:
@@ -246,12 +255,8 @@ def save(model, path, base=None):
     os.makedirs(path, exist_ok=True)
     for name, content in (("adapter_model.safetensors", serialize(weights, metadata={"format": "pt"})),
                           ("adapter_config.json", json.dumps(config, indent=2).encode() + b"\n")):
-        file = os.path.join(path, name)
-        with open(file + ".tmp", "wb") as f:
+        with open(os.path.join(path, name), "wb") as f:
             f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(file + ".tmp", file)  # whole or not at all
 
 
 def is_adapter(path):

@@ -40,8 +40,9 @@ def parse_arguments(argv):
     p.add_argument("--attention", metavar="CHECKPOINT", help="draw its attention maps of a text")
     p.add_argument("--layer", type=runtime.positive_int, help="counted from 1; default: all")
     p.add_argument("--head", type=runtime.positive_int, help="counted from 1; default: all")
-    p.add_argument("--out", default="plot.png", help=f"the picture: {', '.join(SUFFIXES)}")
+    p.add_argument("--out", help=f"the picture: {', '.join(SUFFIXES)}; default: plot.png or attention.png")
     args = p.parse_args(argv)
+    args.out = args.out or ("attention.png" if args.attention else "plot.png")
     if not args.out.lower().endswith(SUFFIXES):
         raise ValueError(f"--out {args.out}: the name of a picture ends in {', '.join(SUFFIXES)}")
     if idle := p.given(args, ["names"] if args.attention else ["layer", "head"]):

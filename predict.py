@@ -35,6 +35,7 @@ import inference
 import lora
 import rundir
 import tasks
+import tokenizer as tokenizers
 
 # flags that do not go with everything, and what they go with
 WITH = {"task": ["evaluate"], "held_out": ["evaluate"], "overwrite": ["merge", "embed"], "pooling": ["embed"],
@@ -340,6 +341,9 @@ def evaluate(args, model, tokenizer, kind, host):
     if same_classes:  # ids in the file are the task's; the checkpoint may have the classes in another order
         examples.labels = [lower.index(task_lower[i]) for i in examples.labels]
     if args.held_out:
+        with suppress(FileNotFoundError):
+            if rundir.read_log(args.checkpoint)[0].get("val_file"):
+                raise ValueError("--held_out: this model's training had a --val_file, and held nothing out")
         examples = tasks.hold_out(examples, kind)[1]
     rows, outputs = outputs_of(args, examples, kind, tokenizer, model, host)
     say_cut(rows.cut_texts, len(outputs), args)
@@ -351,17 +355,20 @@ def evaluate(args, model, tokenizer, kind, host):
 
 
 def merge(args, model, tokenizer):
-    if not lora.is_adapter(args.checkpoint):
+    path = tokenizers.local_directory(args.checkpoint)
+    if not lora.is_adapter(path):
         raise ValueError(f"--merge: {args.checkpoint} is no adapter: it has no adapter_config.json")
-    base = lora.read_config(args.checkpoint)["base_model_name_or_path"]
+    base = lora.read_config(path)["base_model_name_or_path"]
     if os.path.realpath(base) == os.path.realpath(args.merge):
         raise ValueError(f"--merge {args.merge} is the adapter's base, and would be lost: choose another")
     def write(folder):
         lora.merge(model).save_pretrained(folder)
         tokenizer.save(folder)
         with suppress(FileNotFoundError):  # PEFT's have none
-            shutil.copy(os.path.join(args.checkpoint, "log.jsonl"), folder)  # for trained_columns
+            shutil.copy(os.path.join(path, "log.jsonl"), folder)  # for trained_columns
     rundir.save_files(args.merge, write, replace=True)
+    with suppress(FileNotFoundError):  # the log
+        rundir.write_card(args.merge)
     print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
           f"next: python predict.py --checkpoint {shlex.quote(args.merge)} \"...\"")
 

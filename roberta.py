@@ -395,14 +395,8 @@ def save_checkpoint(model, path):
     os.makedirs(path, exist_ok=True)
     for name, content in (("model.safetensors", save(weights, metadata={"format": "pt"})),
                           ("config.json", config.encode())):
-        file = os.path.join(path, name)
-        try:
-            with open(file + ".tmp", "wb") as f:
-                f.write(content)
-            os.replace(file + ".tmp", file)  # a file is never half written
-        finally:
-            if os.path.isfile(file + ".tmp"):
-                os.remove(file + ".tmp")
+        with open(os.path.join(path, name), "wb") as f:
+            f.write(content)
 
 
 def load_checkpoint(cls, path_or_name, overrides):
@@ -422,7 +416,7 @@ def load_checkpoint(cls, path_or_name, overrides):
             if not {"num_labels", "id2label"} & set(overrides) or not key.startswith("classifier."):
                 raise ValueError(f"{path}: {key} has the shape {tuple(weights[key].shape)}, not {shape}")
             del weights[key]  # a head for other classes
-    for key in sorted(weights.keys() ^ set(keys.values())):  # in one of the two alone
+    for key in sorted(weights.keys() ^ set(keys.values())):  # that only the file has, or only the model
         if not key.startswith(HEADS) and (key in weights or key.startswith(BASE)):
             raise ValueError(f"{path}: {'nothing uses' if key in weights else 'the checkpoint lacks'} {key}")
         if key in TIED and not torch.equal(weights[key], weights.get(TIED[key], weights[key])):
@@ -469,7 +463,7 @@ def read_config(path, overrides):
 
 
 def check_config(config):
-    """Complete id2label. ValueError for a value of another type, an absurd size, and what does not fit."""
+    """Fill in id2label. ValueError for a value of the wrong type, out of range, or at odds with another."""
     for field in fields(config):
         value, limit = getattr(config, field.name), 1000 if field.name == "num_hidden_layers" else 10**7
         least = 0 if field.name == "pad_token_id" else 1

@@ -13,7 +13,6 @@ What a run leaves in its out_dir: log.jsonl, checkpoints that appear whole, and 
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import tempfile
 import time
@@ -30,6 +29,7 @@ import tokenizer as tokenizers
 PREVIOUS = "resume-previous.pt"  # the resume.pt of the save before, should the newest be damaged
 # what a run may write into its out_dir
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
+           runtime.BASE_CONFIG,
            "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
            "resume.pt", PREVIOUS, "log.jsonl", "README.md")
 
@@ -144,7 +144,7 @@ def check_out_dir(flag, out_dir, source, overwrite):
     check_disk(flag, out_dir)
     found = outputs_in(out_dir)
     if found - {"log.jsonl"} and not overwrite:  # a log alone: that run saved nothing
-        resume = "go on with it by --init_from resume, " if "resume.pt" in found else ""
+        resume = "go on with it by train_mlm.py --init_from resume, " if "resume.pt" in found else ""
         raise ValueError(f"{out_dir} holds a run already: {resume}choose another --{flag}, or replace it by "
                          "--overwrite")
     if source != "scratch" and os.path.realpath(out_dir) == os.path.realpath(source):
@@ -250,22 +250,24 @@ def model_card(out_dir):
     for line in lines:
         if "resumed_at" in line:  # some flags may have changed
             run |= line
-    model_type = runtime.read_config(out_dir)["model_type"]
+    is_adapter = os.path.exists(os.path.join(out_dir, runtime.BASE_CONFIG))
+    model_type = runtime.read_config(out_dir, *[runtime.BASE_CONFIG] * is_adapter)["model_type"]
     facts_of = pretraining_facts if "unigram_nats" in run else finetuning_facts
     tags, facts = facts_of(run, final, tokenizers.load(out_dir))
     start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
     if run["init_from"] != "scratch" and not os.path.isdir(run["init_from"]):
         tags["base_model"] = run["init_from"]
-    tags["tags"] = [model_type]
+    tags |= {"tags": [model_type], "library_name": "peft" if is_adapter else "transformers"}
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in tags.items())
-    use = f"predict.py --checkpoint {shlex.quote(out_dir)}"
-    if tags["library_name"] != "peft":
-        use = f"transformers.pipeline({tags['pipeline_tag']!r}, {out_dir!r})` or `{use}"
+    use = "predict.py --checkpoint NAME"
+    if not is_adapter:
+        use += f"` or `transformers.pipeline({tags['pipeline_tag']!r}, 'NAME')"
     cells = [(name, str(value).replace("|", "\\|")) for name, value in facts.items()]  # a label may have one
     table = "\n".join(f"| {name} | {value} |" for name, value in cells)
     return (f"---\n{front}\n---\n\n# {os.path.basename(os.path.abspath(out_dir))}\n\n"
             f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} by flatbert. "
-            f"Use it by `{use}`.\n\n| | |\n|---|---|\n{table}\n\n"
+            f"Use it by `{use}`, where NAME is this folder or its name on the hub."
+            f"\n\n| | |\n|---|---|\n{table}\n\n"
             f"The command: `python {run['command']}`\n\n"
             "Not evaluated for bias or safety; it repeats what its training text says.\n\n")
 
@@ -286,7 +288,7 @@ def pretraining_facts(run, final, tokenizer):
         "masked accuracy": f"{final['val_masked_accuracy']:.3f}"}
     if "val_sentence_accuracy" in final:
         facts["sentence task"] = f"accuracy {final['val_sentence_accuracy']:.3f}"
-    return {"library_name": "transformers", "pipeline_tag": "fill-mask"}, facts
+    return {"pipeline_tag": "fill-mask"}, facts
 
 
 def finetuning_facts(run, final, tokenizer):
@@ -303,5 +305,4 @@ def finetuning_facts(run, final, tokenizer):
         facts["all seeds"] = f"{final['metric']} {final['mean']:.4f} ± {final['std']:.4f}"
     if "test" in best:
         facts["test"] = ", ".join(f"{name} {value:.4f}" for name, value in best["test"].items())
-    return {"library_name": "peft" if run["train"] == "lora" else "transformers",
-            "pipeline_tag": f"{'token' if run['kind'] == 'tokens' else 'text'}-classification"}, facts
+    return {"pipeline_tag": f"{'token' if run['kind'] == 'tokens' else 'text'}-classification"}, facts

@@ -164,11 +164,18 @@ def choose_device(name):
 # -----------------------------------------------------------------------------
 # Model files
 
-def read_config(path_or_name):
+# beside an adapter: the config of its base, with the adapter's classes. As config.json it would make
+# transformers look for a whole model there.
+BASE_CONFIG = "base_config.json"
+
+def read_config(path_or_name, name="config.json"):
     """config.json of a checkpoint, as a dict."""
-    file = os.path.join(tokenizers.local_directory(path_or_name), "config.json")
+    file = os.path.join(tokenizers.local_directory(path_or_name), name)
     if not os.path.exists(file):
-        raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no config.json")
+        if os.path.exists(os.path.join(os.path.dirname(file), "adapter_config.json")):
+            raise ValueError(f"{path_or_name} is an adapter: merge it by predict.py --merge, and take the "
+                             "result")
+        raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no {name}")
     config = tokenizers.read_json(file)
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type not in MODELS:
@@ -185,6 +192,13 @@ def preset_names():
     return "; ".join(", ".join(importlib.import_module(name).PRESETS) for name in MODELS)
 
 
+def sizes(module, preset):
+    """The fields of a Config that a preset sets."""
+    if preset not in module.PRESETS:
+        raise ValueError(f"no preset {preset}; {module.__name__}.py has {', '.join(module.PRESETS)}")
+    return module.PRESETS[preset]
+
+
 def build_model(module, head, args, tokenizer, **options):
     """A model of the class named head: --preset from scratch, or the checkpoint --init_from, with --layers.
     options: fields of its Config. What would fail only later is found here: ids beyond the vocabulary, a
@@ -193,11 +207,9 @@ def build_model(module, head, args, tokenizer, **options):
         options["num_hidden_layers"] = args.layers
     if args.init_from != "scratch":
         model = getattr(module, head).from_pretrained(args.init_from, **options)
-    elif args.preset not in module.PRESETS:
-        raise ValueError(f"no preset {args.preset}; {module.__name__}.py has {', '.join(module.PRESETS)}")
     else:
         options = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id} | options
-        model = getattr(module, head)(module.Config(**module.PRESETS[args.preset] | options))
+        model = getattr(module, head)(module.Config(**sizes(module, args.preset) | options))
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
     model.hf_keys()
@@ -503,8 +515,8 @@ def run_length(args, steps_per_epoch, step=0):
 
 
 def share_done(step, elapsed, max_steps, args):
-    """The share of the run that is over: of its steps, at the middle of this one, or of its minutes (elapsed
-    is in seconds). At 1 it ends."""
+    """How much of the run is over, 0 to 1: of its steps, counted at the middle of this one, or of its minutes
+    (elapsed is in seconds). At 1 it ends."""
     return (step + 0.5) / max_steps if max_steps else elapsed / (60 * args.max_minutes)
 
 
@@ -516,8 +528,8 @@ def set_learning_rates(optimizers, progress, args):
 
 
 def mean_of_steps(history, step, kept, host):
-    """history: for each of the last steps, up to `step`, a tensor of this process's shares of its loss,
-    gradient norm and the like -> their means, a list. Stop, with what is `kept`, if one is not finite."""
+    """history: a tensor for each of the last steps, up to `step`: this process's share of the loss, of the
+    gradient norm and so on -> a list of their means. Stop, saying what is `kept`, if one is not finite."""
     if not history:
         return []
     values = host.sum(torch.stack(history))

@@ -117,6 +117,7 @@ PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "q
 TEXTS = ("text", "sentence", *WORDS, "review", "comment", "message", "content", "body", "tweet", "document",
          "description", "title")
 KNOWN = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ())}
+NO_HEADER = "; line 1, without a usual name, is taken for a row: else say --header"
 
 
 def read_file(file, header=None, text_columns=None, label_column=None, labelled=True, kind=None, like=None):
@@ -147,7 +148,7 @@ def read_file(file, header=None, text_columns=None, label_column=None, labelled=
                                  records if no_header else None)
     if labelled and not labels:
         raise ValueError(f"{file}: which of the columns {', '.join(names)} is the label? name it by "
-                         "--label_column")
+                         "--label_column" + NO_HEADER * no_header)
 
     examples = Examples([], [] if labelled else None, [], None if labelled else [], (texts, labels))
     for where, row in records():
@@ -244,7 +245,7 @@ def find_columns(file, names, text_columns, label_columns, like, records):
             labels = like_labels
     if len(texts) not in (1, 2) or set(labels) & set(texts):
         raise ValueError(f"{file}: which of the columns {', '.join(names)} is the text, or which two? name "
-                         "them by --text_columns")
+                         "them by --text_columns" + NO_HEADER * bool(records))
     return texts, labels
 
 
@@ -309,7 +310,9 @@ def prepare(splits, kind=None, classes=None):
     if classes:
         ids = ids_of_labels(classes, used)
     else:
-        classes = sorted_classes(first, next(iter(used.values())))
+        names_of_columns = first.columns[1] if kind == "multilabel" else ()  # where each class has one
+        classes = sorted_classes(first, next(iter(used.values())).union(
+            names_of_columns if len(names_of_columns) > 1 else ()))
         ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
     if len(classes) < (1 if kind == "multilabel" else 2):
         file = first.where[0].rpartition(", ")[0]
@@ -326,7 +329,7 @@ def sorted_classes(examples, used):
         where = examples.where[examples.labels.index("-")]
         raise ValueError(f"{where}: '-' says that there is no gold label; leave such rows out")
     are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used)
-    return sorted(used, key=int if are_numbers else None)
+    return sorted(used, key=(lambda name: (int(name), name)) if are_numbers else None)
 
 
 def to_ids(names, ids, where, kind, classes):
@@ -644,7 +647,10 @@ def above(outputs, threshold):
 def best_threshold(rows, outputs):
     """-> of 0.01, 0.02, ... the threshold of the best micro F1, the nearest to 0.5 of equal ones; this F1."""
     labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
-    f1 = {t / 100: scores(rows.kind, labels, outputs, threshold=t / 100)["micro_f1"] for t in range(1, 100)}
+    f1 = {}
+    for threshold in np.arange(1, 100) / 100:
+        counts, _ = count(rows.kind, labels, outputs, threshold)
+        _, _, [f1[threshold.item()]], _ = by_class(*counts.sum(1, keepdims=True))
     best = max(f1, key=lambda threshold: (f1[threshold], -abs(threshold - 0.5)))
     return best, f1[best]
 

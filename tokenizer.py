@@ -189,7 +189,7 @@ class ByteLevelBPE(Tokenizer):
             gpt2 = not os.path.exists(os.path.join(path, "merges.txt"))
             vocabulary = read_json(os.path.join(path, "encoder.json" if gpt2 else "vocab.json"))
             lines = read_text(os.path.join(path, "vocab.bpe" if gpt2 else "merges.txt")).split("\n")
-            merges = [line for line in lines if line and not line.startswith("#version")]
+            merges = [line for line in map(str.rstrip, lines) if line and not line.startswith("#version")]
         else:
             words = content.get("pre_tokenizer") or {}
             if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
@@ -863,8 +863,9 @@ def load(path_or_name):
 def read_tokenizer(path):
     """The tokenizer in a directory, as transformers reads it: the vocabulary from tokenizer.json, or older
     files only without it; the settings from tokenizer_config.json, or if that names a generic class, from
-    tokenizer.json, too. from_files gets the path and the contents of both: config is None if the class is
-    generic, content is None without tokenizer.json."""
+    tokenizer.json, too. But a mask that no file describes takes the space before it, as the published one
+    does, and in transformers 5 not. from_files gets the path and the contents of both: config is None if the
+    class is generic, content is None without tokenizer.json."""
     config = read_json(os.path.join(path, "tokenizer_config.json"), {})
     model_config = read_json(os.path.join(path, "config.json"), {})  # some name the class only there
     name = config.get("tokenizer_class") or model_config.get("tokenizer_class") or "BertTokenizer"
@@ -881,6 +882,10 @@ def read_tokenizer(path):
     if unknown := {token["content"] for token in described} - known:
         raise ValueError(f"the token {min(unknown)!r} is special, and texts would have to be cut at it; that "
                          "is not done here")
+    if odd := [token["content"] for token in described if token.get("single_word")
+               or token.get("rstrip") and isinstance(tokenizer, ByteLevelBPE)
+               or token.get("normalized") and getattr(tokenizer, "lowercase", False)]:
+        raise ValueError(f"the token {odd[0]!r} is single_word, rstrip or normalized; that is not done here")
     mask = tokenizer.special_tokens.get("mask")
     tokenizer.mask_lstrip = all(token.get("lstrip", True) for token in described if token["content"] == mask)
     tokenizer.max_length = config.get("model_max_length")
@@ -954,7 +959,7 @@ def local_directory(path_or_name):
 def read_text(path, parse=str):
     """The content of a UTF-8 file, parsed. ValueError that names the file if it is damaged."""
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", newline="\n") as f:  # a \r may be a token
             return parse(f.read())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError, too deep a nesting
         raise ValueError(f"{os.path.basename(path)} is damaged: {error}") from error

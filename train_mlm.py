@@ -68,7 +68,7 @@ def parser():
     add("--preset", help=f"a size: {runtime.preset_names()}; default: MODEL-laptop, on CUDA roberta-18m, "
         "bert-10m or albert-8m")
     add("--init_from", default="scratch", help="scratch, resume, or a checkpoint directory or hub name")
-    add("--layers", type=runtime.positive_int, help="default: the preset's")
+    add("--layers", type=runtime.positive_int, help="from scratch; default: the preset's")
     add("--positions", type=runtime.number(int, lambda n: 0 < n <= 10**6, "between 1 and 1,000,000"),
         help="tokens of the longest row that the model takes; default: --seq_length, as a position beyond is "
         "not trained")
@@ -140,7 +140,8 @@ def parse_arguments(argv):
     module = importlib.import_module(args.model)
     if args.init_from == "scratch":
         args.preset = args.preset or module.DEFAULT_PRESET[args.device.partition(":")[0]]
-    elif given := p.given(args, ("preset", "positions", *FRESH)):
+        runtime.sizes(module, args.preset)  # of that name, or an error
+    elif given := p.given(args, ("preset", "layers", "positions", *FRESH)):
         raise ValueError(f"{', '.join(given)}: a checkpoint has its own size and weights")
     if p.given(args, ["vocab_size"]) and (
             args.init_from != "scratch" or args.tokenizer and args.tokenizer not in tokenizers.KINDS):
@@ -242,16 +243,17 @@ def open_data(args, state, host):
         tokenizer = open_tokenizer(args, state)
         corpus = data.open_corpus(args.data, args.text_field)
         val_corpus = data.open_corpus(args.val_data, args.text_field) if args.val_data else None
+        if val_corpus and val_corpus.fingerprint == corpus.fingerprint and not val_corpus.validation:
+            raise ValueError(f"the text of --val_data {val_corpus.name} is the training text")
         return data.prepare(corpus, val_corpus, tokenizer, args.vocab_size, args.cache_dir)
     folder = host.once_per_machine(prepare)
     splits, tokenizer = data.load(folder)
     host.say(f"{folder}: {len(splits['train'].tokens):,} training tokens, {len(splits['val'].tokens):,} for "
              f"validation, of {tokenizer.vocab_size:,} ids")
-    # the folder's name ends in a hash of all that its files depend on
-    args.fingerprints = {"tokenizer": tokenizer.hash(), "data": folder.rpartition("-")[2]}
-    for name, other in (("tokenizer", "with another tokenizer"), ("data", "on other text")):
-        if state and state["args"]["fingerprints"][name] != args.fingerprints[name]:
-            raise ValueError(f"{args.out_dir} was trained {other} than the flags give now")
+    args.fingerprint = folder.rpartition("-")[2]  # a hash of all that the files in it depend on
+    if state and state["args"]["fingerprint"] != args.fingerprint:
+        raise ValueError(f"{args.out_dir} was trained on other text, or with another tokenizer, than the "
+                         "flags give now")
     return splits, tokenizer
 
 
@@ -357,8 +359,8 @@ def make_optimizers(model, args):
 
 
 def restore(optimizers, state, host):
-    """Give fresh optimizers the moments of the run to resume; rates and other options are what the flags say
-    now. -> step, seconds of training, and what each step since the last line of the log gave."""
+    """Load the moments of the run to resume into fresh optimizers, whose rates are what the flags say now
+    -> the step, the seconds trained, and the figures of each step since the last line of the log."""
     if not state:
         return 0, 0.0, []
     sizes = lambda groups: [len(group["params"]) for group in groups]
@@ -422,12 +424,12 @@ def count_targets(batch):
 
 
 def sums_of(parts, targets, pairs):
-    """A batch's means, MLM loss, masked accuracy, sentence loss and sentence accuracy, each times a weight ->
-    a tensor of four. With its numbers of targets and pairs as weights they are sums; with its shares of those
-    of the step they add up to the means of the step."""
+    """The four means of a batch (MLM loss, masked accuracy, sentence loss, sentence accuracy), each times a
+    weight -> a tensor. Weighted by the batch's targets and pairs they are sums; weighted by its share of the
+    step's they add up to the step's means."""
     names = ("mlm_loss", "mlm_accuracy", "sentence_loss", "sentence_accuracy")
     means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
-    # a mean over no target is NaN: it becomes 0, and stays, as DDP waits for a gradient of every parameter
+    # A mean over no target is NaN. It becomes 0 but stays in the graph: DDP waits for all gradients.
     return torch.stack([mean * weight if weight else 0 * mean.nan_to_num()
                         for mean, weight in zip(means, (targets, targets, pairs, pairs))])
 
@@ -594,6 +596,8 @@ def train(args, state, host):
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
+    if max_steps and step > max_steps:
+        raise ValueError(f"{args.out_dir} is at step {step:,} already, and the run ends at {max_steps:,}")
     parallel = wrap(model, rows, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)
@@ -603,14 +607,15 @@ def train(args, state, host):
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
     start = time.monotonic() - elapsed  # this clock is never set, and stands while a laptop sleeps
     kept = f"what was saved at step {step} is kept" if step else "nothing had been saved"
-    reader = ThreadPoolExecutor(1)  # reads the batches of the next step while this one computes
+    # Reads the batches of the next step while this one computes. They depend on the step alone: none is lost.
+    reader = ThreadPoolExecutor(1)
     upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
     while True:
         batches = upcoming.result()
-        counts = [count_targets(batch) for batch in batches]
+        n_targets, n_pairs = map(sum, zip(*map(count_targets, batches)))
+        elapsed = (time.monotonic() - start) / host.world
         # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
-        all_targets, all_pairs, signals, elapsed = host.total(
-            *map(sum, zip(*counts)), len(host.signals), (time.monotonic() - start) / host.world)
+        all_targets, all_pairs, signals, elapsed = host.total(n_targets, n_pairs, len(host.signals), elapsed)
         progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1:
             break
@@ -621,12 +626,13 @@ def train(args, state, host):
         runtime.set_learning_rates(optimizers, progress, args)
         torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))  # the same after a resume
         sums = torch.zeros(4, device=host.device)
-        for batch, (targets, pairs) in zip(batches, counts):
+        for batch in batches:
+            n_targets, n_pairs = count_targets(batch)
             with host.sync(parallel, last=batch is batches[-1]):
                 with host.autocast(args.seq_length):
                     _, parts = parallel(**host.to_device(batch))
                 # a step may have no target at all: of words that the tokenizer does not know
-                shares = sums_of(parts, targets / max(1, all_targets), pairs / max(1, all_pairs))
+                shares = sums_of(parts, n_targets / max(1, all_targets), n_pairs / max(1, all_pairs))
                 mlm_loss, _, sentence_loss, _ = shares
                 ((mlm_loss + args.sentence_weight * sentence_loss) * host.world).backward()
             sums += shares.detach()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import compare
+import runtime
 from conftest import read_log
 
 ROOT = Path(compare.__file__).parent
@@ -51,6 +52,21 @@ def test_runs_with_metrics_of_their_own(tmp_path, monkeypatch):
     assert "| mcc 50.00 |" in rows[0] and "| accuracy 50.00 |" in rows[1] and started == ["a", "b"] * 2
 
 
+def test_what_is_done_is_in_the_table_if_the_next_run_fails(tmp_path, monkeypatch):
+    line, started = dict.fromkeys(("trained", "parameters", "s_per_epoch", "ms_per_step", "peak_memory_mb",
+                                   "training_mb", "disk_mb"), 1) | dict(metric="mcc", mean=0.5, seeds=[0]), []
+
+    def run(name, command, **options):
+        started.append(name)
+        if started == ["a", "b"] * 2:
+            raise runtime.Stop("b ended with status 1", 1)
+    monkeypatch.setattr(compare, "run_and_wait", run)
+    monkeypatch.setattr(compare.rundir, "read_log", lambda folder: [line])
+    with pytest.raises(runtime.Stop):
+        compare.compare(SimpleNamespace(out_dir=str(tmp_path)), {"a": ("a", []), "b": ("b", [])})
+    assert "| a | 1 |" in (tmp_path / "compare.md").read_text()
+
+
 def test_a_signal_goes_to_the_run(flags, tmp_path):
     """To the process that trains, which saves."""
     argv = flags(tmp_path / "run", "full", more=["--epochs", "1000"])
@@ -79,7 +95,10 @@ def test_two_runs_of_one_folder(flags, tmp_path, capsys):
     (["full", "lora --lr fast"], [], "argument --lr: invalid float value: 'fast'"),
     (["full", "lora", "full"], [], "one of them is there twice"),
     (["full", "head"], ["--train", "head"], "--train: --runs says what is trained"),
-    (["full"], ["--dry_run"], "and each is checked by a dry run first"),
+    (["full"], ["--dry_run"], "each is checked by a dry run first"),
+    (["full", "head --dry_run"], [], "each is checked by a dry run first"),
+    (["full --out_dir elsewhere"], [], "gets a folder in --out_dir"),
+    (["full --train_file 'my file.csv'"], [], "my file.csv: no such file"),
     (["full"], ["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
 ])
 def test_bad_input_is_found_before_the_first_run(runs, more, message, flags, tmp_path, capfd):

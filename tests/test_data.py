@@ -68,6 +68,32 @@ def test_hidden_files_are_not_read_and_unknown_ones_are_refused(tmp_path):
         documents(tmp_path)
 
 
+def test_no_text_is_left_out_or_read_twice_in_silence(tmp_path):
+    folder = tmp_path / "text"
+    (folder / "more").mkdir(parents=True)
+    a, b = write(folder / "a.txt", "one"), write(folder / "more" / "b.txt", "two")
+    for names in ([a, a], [str(folder), b]):
+        with pytest.raises(ValueError, match="a file is there twice"):
+            data.open_corpus(names)
+    (folder / "link").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(ValueError, match="link is a link to a folder"):
+        data.open_corpus([str(folder)])
+
+
+def test_a_tokenizer_learns_from_all_parts_of_a_large_corpus(monkeypatch):
+    """Three documents of a thousand paragraphs each, and room for a third of them."""
+    monkeypatch.setattr(data, "SAMPLE", 3000)
+    read = Counter(data.sample(lambda: iter([[letter * 3] * 1000 for letter in "abc"])))
+    assert set(read) == {"aaa", "bbb", "ccc"} and all(333 <= count <= 334 for count in read.values())
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path, capsys):
+    for name in ("a.txt", "b.md", "c.json", ".hidden.md"):
+        write(tmp_path / name, "one")
+    assert documents(tmp_path) == [["one"]]
+    assert "2 files there are not read, as they are no .txt, " in capsys.readouterr().out
+
+
 def test_the_token_files_of_a_cache_in_the_folder_are_no_text(tmp_path):
     write(tmp_path / "a.txt", "\n".join(f"Number {i} goes on and on." for i in range(60)))
     (tmp_path / "cache").mkdir()
@@ -238,7 +264,7 @@ def test_prepared_once_and_anew_when_text_or_tokenizer_change(tmp_path, capsys):
     assert prepare(265) != first
     write(file, "Some text.\nMore test.\n")
     assert prepare() != first
-    assert not [name for name in os.listdir(cache) if name.endswith(".tmp")]
+    assert not [name for name in os.listdir(cache) if name.startswith(".")]
 
 
 def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
@@ -436,6 +462,23 @@ def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
     used = tested[0] + tested[1]
     assert used == n if task == "nsp" else used > n / 2
     assert abs(tested[1] / used - 0.5) < 3 * 0.5 / used ** 0.5 + 0.02
+
+
+def test_the_second_part_goes_on_where_documents_have_one_sentence(tmp_path):
+    """No window has a place between two sentences: it is cut inside of one."""
+    rng = np.random.default_rng(0)
+    text = "\n\n".join(" ".join(rng.choice(list("abcdefgh"), rng.integers(3, 11))) for _ in range(500))
+    corpus = data.open_corpus([write(tmp_path / "a.txt", text)])
+    splits, tokenizer = data.load(data.prepare(corpus, None, "wordpiece", 40, str(tmp_path / "cache")))
+    rows = data.Rows(splits["train"], tokenizer, 32, "nsp")
+    assert not len(rows.tokens.sentences)
+    document = np.repeat(np.arange(len(rows.tokens.documents)),
+                         np.diff(rows.tokens.documents, append=len(rows.tokens.tokens)))
+    cut, partner, label, _, _ = rows.pairs(0)
+    for w in np.flatnonzero(label == 0):
+        at = (rows.starts[w] + cut[w]) % len(rows.tokens.tokens)
+        assert partner[w] == w and document[at - 1] == document[at]
+        assert rows.tokens.tokens[at] != tokenizer.sep_id
 
 
 def test_the_sop_label_cannot_be_read_off_the_edges(prepared):

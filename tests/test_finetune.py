@@ -97,6 +97,15 @@ def test_every_kind_learns_and_transformers_agrees(kind, metric, family, finetun
             p = dict(zip(theirs.config.id2label.values(), logits.softmax(-1).tolist()))
             assert p == pytest.approx(line["probabilities"], abs=1e-5)
             assert max(p, key=p.get) == line["predicted_label"]
+    if kind in ("single", "pair"):
+        loss = np.mean([-np.log(line["probabilities"][line["label"]]) for line in lines])
+    elif kind == "score":
+        loss = np.mean([(line["predicted_score"] - float(line["score"])) ** 2 for line in lines])
+    elif kind == "many":
+        loss = np.mean([-np.log(p if name in line["labels"].split("|") else 1 - p) for line in lines
+                        for name, p in line["probabilities"].items()])
+    if not token:  # of which no other probabilities are printed
+        assert log[-1]["seeds"][0]["scores"]["loss"] == pytest.approx(loss, abs=1e-5)
 
 
 def logits_and_labels(model, tokenizer, file, classes):
@@ -169,6 +178,7 @@ def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
     assert log["mean"] > 0.95 and not (tmp_path / "lora" / "model.safetensors").exists()
     capsys.readouterr()
     use(tmp_path / "lora", "--merge", tmp_path / "merged")
+    assert 'library_name: "transformers"' in (tmp_path / "merged" / "README.md").read_text()
     probabilities = {}
     for name in ("lora", "merged"):
         use(tmp_path / name, "--evaluate", files["val_single"])
@@ -179,8 +189,9 @@ def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
     np.testing.assert_allclose(probabilities["lora"], probabilities["merged"], atol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "lora")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base[family], num_labels=2)
+    auto = transformers.AutoModelForSequenceClassification
     models = [peft.PeftModel.from_pretrained(theirs, tmp_path / "lora"),
-              transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")]
+              auto.from_pretrained(tmp_path / "merged"), auto.from_pretrained(tmp_path / "lora")]
     for line, expected in zip(lines[:8], probabilities["lora"]):
         for model in models:
             with torch.no_grad():
@@ -266,7 +277,8 @@ def test_three_steps_equal_transformers(kind, more, finetuning, base, files, tmp
                       *more)
     argv = instead_of_epochs(argv, "--max_steps", "3")
     finetune.main([*argv, "--log_interval", "1"])
-    losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
+    log = read_log(tmp_path)
+    losses, norms = ([line[name] for line in log if name in line] for name in ("loss", "grad_norm"))
 
     # the rows as tasks.py gives them, in the order of seed 0
     own = {"single": "classification", "many": "multilabel"}[kind]
@@ -297,6 +309,8 @@ def test_three_steps_equal_transformers(kind, more, finetuning, base, files, tmp
         expected = expected.loss
         assert loss == pytest.approx(expected.item(), abs=1e-5)
         expected.backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), float("inf")).item()
+        assert norms[i] == pytest.approx(norm, rel=1e-4)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -618,6 +632,32 @@ def test_a_kind_that_is_not_the_tasks(finetuning, tmp_path):
     more = ("--task", "stsb", "--kind", "classification", "--epochs", "1")
     finetune.main(finetuning(tmp_path, "single", "bert", *more))
     assert final(tmp_path)["metric"] == "accuracy"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_head_of_the_same_classes_in_another_order(family, finetuning, tmp_path, capsys):
+    """A checkpoint whose id 0 is "GOOD" goes on with a file whose first class is "bad"."""
+    finetune.main(finetuning(tmp_path / "first", "single", family))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "first")
+    for p in list(theirs.classifier.parameters())[-2:]:
+        p.data = p.data.flip(0)
+    theirs.config.id2label = {0: "GOOD", 1: "BAD"}
+    theirs.save_pretrained(tmp_path / "turned")
+    tokenizers.load(tmp_path / "first").save(tmp_path / "turned")
+    argv = [*finetuning(tmp_path / "next", "single", family, "--lr", "1e-9"),
+            "--init_from", str(tmp_path / "turned")]
+    finetune.main(instead_of_epochs(argv, "--max_steps", "1"))
+    assert final(tmp_path / "next")["mean"] == final(tmp_path / "first")["mean"] > 0.9
+    assert "goes on, though" not in capsys.readouterr().out
+    theirs.config.id2label = {0: "ham", 1: "spam"}
+    theirs.save_pretrained(tmp_path / "turned")
+    finetune.main([*argv, "--dry_run", "--overwrite"])
+    assert "turned goes on, though it was trained for other classes" in capsys.readouterr().out
+
+
+def test_validation_texts_that_are_trained_on_are_counted(finetuning, files, tmp_path, capsys):
+    finetune.main(finetuning(tmp_path, "single", "bert", "--val_file", files["train_single"], "--dry_run"))
+    assert "256 of 256 texts of val are in train, too" in capsys.readouterr().out
 
 
 def test_another_task_gets_another_head(finetuning, files, tmp_path, capsys):

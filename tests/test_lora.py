@@ -254,7 +254,7 @@ def test_a_model_of_transformers(tmp_path):
     base.save_pretrained(tmp_path / "base")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours = lora.inject(base, targets=["q_lin", "v_lin"], modules_to_save=["pre_classifier", "classifier"])
+        ours = lora.inject(base, targets=["q_lin", "v_lin"])  # saves pre_classifier, too, as PEFT does
     randomise(ours)
     lora.save(ours, tmp_path / "adapter", str(tmp_path / "base"))
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
@@ -264,6 +264,18 @@ def test_a_model_of_transformers(tmp_path):
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     with pytest.warns(UserWarning, match="1, the last linear layer, stays as it is"):
         lora.inject(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), targets="0")
+
+
+def test_a_tied_weight_is_not_saved_apart():
+    """PEFT would train a copy of it: the logits of its model differ."""
+    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1,
+                                     num_attention_heads=2, intermediate_size=64)
+    for module in ("bert.embeddings", "cls.predictions.decoder"):
+        model = transformers.BertForMaskedLM(config)
+        with pytest.raises(ValueError, match="has a weight of a module in modules_to_save"):
+            lora.inject(model, modules_to_save=[module])
+    with pytest.raises(ValueError, match="there is no module 'pooler'; give whole names"):
+        lora.inject(model, modules_to_save=["pooler"])
 
 
 def test_an_eval_model_stays_one(tmp_path):

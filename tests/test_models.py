@@ -91,7 +91,8 @@ def test_encoder_equals_transformers(family, more, padding, tmp_path):
 
 def test_layers_take_the_groups_that_transformers_gives_them(tmp_path):
     """Where depth / groups is no whole number, too, and its rounding tells."""
-    config, theirs, ours_class = build("albert", "Encoder", {"num_hidden_layers": 18, "num_hidden_groups": 14})
+    groups = {"num_hidden_layers": 18, "num_hidden_groups": 14}
+    config, theirs, ours_class = build("albert", "Encoder", groups)
     ids, _, _ = batch(config, None)
     with torch.no_grad():
         close(convert(theirs, ours_class, tmp_path)(ids), theirs(input_ids=ids).last_hidden_state)

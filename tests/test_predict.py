@@ -131,7 +131,7 @@ def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys, refused)
         predict, ["--checkpoint", str(tmp_path / "wrong"), "x"])
 
 
-def test_an_adapter_that_peft_trained(base, files, tmp_path, capsys):
+def test_an_adapter_that_peft_trained(base, files, tmp_path, capsys, monkeypatch):
     """It comes without config.json: the number of classes is in its head, the tokenizer beside its base."""
     torch.manual_seed(3)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base["roberta"], num_labels=2)
@@ -145,6 +145,10 @@ def test_an_adapter_that_peft_trained(base, files, tmp_path, capsys):
     with torch.no_grad():
         p = theirs(**tokenizer("a lovely film", return_tensors="pt")).logits.softmax(-1)[0].tolist()
     assert list(probabilities.values()) == pytest.approx(p, abs=1e-6)
+    # the same from the hub
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    use("somebody/adapter", "a lovely film", "--json")
+    assert json.loads(capsys.readouterr().out)["probabilities"] == probabilities
 
 
 def test_words_beyond_the_length(finetuning, tmp_path, capsys, refused):
@@ -215,6 +219,11 @@ def test_what_is_held_out(finetuning, files, tmp_path, capsys, refused):
     use(tmp_path, "--evaluate", files["train_tags"], "--held_out")
     assert f"{rows['val']} rows of " in (out := capsys.readouterr().out)
     assert f"token_f1 {final(tmp_path)['mean']:.4f}" in out
+    use(tmp_path, "--evaluate", files["train_tags"])
+    finetune.main([*argv, "--overwrite"])
+    capsys.readouterr()
+    assert "this model's training had a --val_file" in refused(
+        predict, ["--checkpoint", str(tmp_path), "--evaluate", files["train_tags"], "--held_out"])
     assert "sst2 has validation rows of its own" in refused(
         predict, ["--checkpoint", str(tmp_path), "--evaluate", "sst2", "--held_out"])
 

@@ -86,7 +86,7 @@ def test_commands_can_be_pasted(flags, finetuning, tmp_path, capsys):
         script.main(make(out, *more))
         [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
         assert shlex.split(line)[1:5] == ["python", "predict.py", "--checkpoint", str(out)]
-        assert f"`predict.py --checkpoint '{out}'`" in front_and_text(out)[1]
+        assert f"--out_dir '{out}'" in front_and_text(out)[1]
 
 
 def test_a_card_that_somebody_wrote_stays(flags, tmp_path):

@@ -432,6 +432,21 @@ def test_several_labels_in_every_format(tmp_path):
         assert np.array(prepared.splits["train"].labels).tolist() == expected, file
 
 
+def test_a_column_without_a_one_is_a_class_too(tmp_path):
+    file = write(tmp_path, "a.csv", "text,x,y,z\none,1,0,0\ntwo,0,1,0\n")
+    later = write(tmp_path, "b.csv", "text,x,y,z\nthree,0,0,1\n")
+    read = [tasks.read_file(name, label_column="x,y,z", kind="multilabel") for name in (file, later)]
+    prepared = tasks.prepare(dict(zip(("train", "val"), read)), "multilabel")
+    assert prepared.classes == ["x", "y", "z"]
+    assert np.array(prepared.splits["val"].labels).tolist() == [[False, False, True]]
+
+
+def test_classes_of_one_number_have_an_order():
+    """Whatever the order of a set, which differs between processes."""
+    names = [f"{'0' * i}1" for i in range(9)] + ["2"]
+    assert tasks.prepare({"train": labelled(names)}).classes == [*sorted(names[:-1]), "2"]
+
+
 def test_several_labels_across_files():
     """The same separator and the same classes in all, also where a file has one label a row."""
     prepared = tasks.prepare({"train": labelled(["x, y;z", "", "z"]), "val": labelled(["x, y", "z"])},

@@ -287,6 +287,33 @@ def test_other_special_tokens_of_older_files_are_refused(name, content, trained,
         tokenizer.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind, option", [("wordpiece", "single_word"), ("wordpiece", "normalized"),
+                                          ("bpe", "single_word"), ("bpe", "rstrip")])
+def test_a_mask_that_transformers_looks_for_in_another_way_is_refused(kind, option, trained, tmp_path):
+    save(trained[kind], tmp_path / "given")
+    mask = trained[kind].special_tokens["mask"]
+    text = f"one{mask}two" if option == "single_word" else f"one {mask.swapcase()} {mask} two"
+    options = {"lstrip": kind == "bpe", "normalized": False, option: True}
+    added = AddedToken(mask, special=True, **options)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "given", mask_token=added)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert theirs.encode(text, add_special_tokens=False) != trained[kind].encode(text, specials=True)
+    with pytest.raises(ValueError, match="is single_word, rstrip or normalized"):
+        tokenizer.load(tmp_path / "theirs")
+
+
+def test_a_carriage_return_may_be_a_token(trained, tmp_path):
+    words = trained["wordpiece"]
+    save(words, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    tokens = [*words.tokens[:600], "a\rb", *words.tokens[600:]]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", newline="")
+    ours, theirs = tokenizer.load(tmp_path), BertTokenizer.from_pretrained(tmp_path)
+    assert ours.vocab_size == len(theirs) == len(tokens)
+    assert_same(ours, theirs, TEXTS[:20])
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 def test_tokenizer_json_counts_before_older_files_beside_it(kind, trained, tmp_path):
     """transformers saves it into a folder, and leaves there what it was read from."""

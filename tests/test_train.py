@@ -322,7 +322,7 @@ def test_a_fast_run_starts_at_the_unigram_line(flags, tmp_path):
     assert gap > 1.4 and abs(log[1]["loss"] - log[0]["unigram_nats"]) < gap / 2
     model = roberta.ForPreTraining.from_pretrained(tmp_path / "run")
     cache = Path(argv[argv.index("--cache_dir") + 1])
-    [folder] = cache.glob(f"*-{log[0]['fingerprints']['data']}")
+    [folder] = cache.glob(f"*-{log[0]['fingerprint']}")
     counts = Counter(np.fromfile(folder / "train.bin", np.uint16).tolist())
     n = sum(counts.values()) + 600
     for token in (4, 50, 300, 599):
@@ -460,7 +460,7 @@ def test_the_unigram_line_is_of_all_validation_targets(flags, tmp_path, capsys):
     assert few[0]["unigram_nats"] == every[0]["unigram_nats"] and few[-1]["val_loss"] != every[-1]["val_loss"]
     args = argparse.Namespace(**every[0])
     splits, tokenizer = data.load(next(str(path) for path in Path(args.cache_dir).iterdir()
-                                       if path.name.endswith(args.fingerprints["data"])))
+                                       if path.name.endswith(args.fingerprint)))
     rows = data.Rows(splits["val"], tokenizer, 32)
     labels = rows.batch(np.arange(len(rows)))["labels"].ravel()
     counts = Counter(labels[labels >= 0].tolist())
@@ -576,6 +576,7 @@ def test_max_minutes_ends_a_run(flags, tmp_path):
     (["--lr", "inf"], "argument --lr: inf is not positive"),
     (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
     (["--init_from", "CHECKPOINT", "--preset", "bert-tiny"], "--preset: a checkpoint has its own size"),
+    (["--init_from", "CHECKPOINT", "--layers", "3"], "--layers: a checkpoint has its own size"),
     (["--init_from", "CHECKPOINT", "--sinusoids"], "--sinusoids: a checkpoint has its own size and weights"),
     (["--init_from", "CHECKPOINT", "--recipe", "fast", "--neighbours"], "--neighbours: a checkpoint has its"),
     (["--recipe", "paper", "--neighbours"], "--neighbours: heads find a neighbour by --sinusoids; give both"),
@@ -668,6 +669,10 @@ def test_validation_text_is_not_trained_on(flags, tmp_path, refused):
     for name in (tmp_path / "text", valid):
         assert f"--val_data {valid} is in --data {name}, and would be trained on" in refused(
             train_mlm, flags(tmp_path / "out", "roberta", "--data", name, "--val_data", valid))
+    copy = tmp_path / "copy.txt"
+    copy.write_text(valid.read_text())
+    assert f"the text of --val_data {copy} is the training text" in refused(
+        train_mlm, flags(tmp_path / "out", "roberta", "--data", valid, "--val_data", copy))
     assert f"--data {valid} is in --val_data {tmp_path / 'text'}, and would be" in refused(
         train_mlm, flags(tmp_path / "out", "roberta", "--data", valid, "--val_data", tmp_path / "text"))
 
@@ -690,7 +695,8 @@ def test_an_out_dir_in_use_is_left_alone(flags, tmp_path, capsys, refused):
     resume = ["--init_from", "resume", "--out_dir", str(tmp_path)]
     assert "--model roberta, and bert does not go on" in refused(train_mlm, [*resume, "--model", "bert"])
     assert "--seq_length 32, and 64 does not" in refused(train_mlm, [*resume, "--seq_length", "64"])
-    assert "another tokenizer" in refused(train_mlm, [*resume, "--vocab_size", "500"])
+    assert "or with another tokenizer" in refused(train_mlm, [*resume, "--vocab_size", "500"])
+    assert "is at step 10 already" in refused(train_mlm, [*resume, "--max_steps", "9"])
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     train_mlm.main(flags(tmp_path, "roberta", "--overwrite"))
 

@@ -91,6 +91,11 @@ def end_lines(name):
     return first, final
 
 
+def typed(run):
+    """The command of a log, but for what makes room for it."""
+    return f"`python {run['command'].replace(' --overwrite', '')}`"
+
+
 def pretraining():
     """Four minutes from scratch."""
     return run_table([*laptop_runs(), (*end_lines("roberta-full"), "")])
@@ -108,7 +113,7 @@ def half_an_hour():
 
 def run_table(runs):
     """runs: (first line of a log, last line, its sentence task or "")"""
-    rows = [[f"`python {run['command']}`", f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s']:.0f} s",
+    rows = [[typed(run), f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s']:.0f} s",
              f"{run['unigram_nats']:.3f}", f"**{final['val_loss']:.3f}**", f"{final['perplexity']:.1f}",
              f"{final['val_masked_accuracy']:.3f}", f"{final['nats_per_byte']:.3f}",
              task and f"{task} {final['val_sentence_accuracy']:.3f}"]
@@ -123,7 +128,7 @@ def new_domain():
     for name in ("domain", "domain-fast", "domain-scratch"):
         run, *lines, final = read(f"logs/{name}.jsonl")
         before = [f"{line['val_loss']:.3f}" for line in lines if "val_loss" in line and line["step"] == 0]
-        rows.append([f"`python {run['command']}`", f"{run['unigram_nats']:.3f}", "".join(before),
+        rows.append([typed(run), f"{run['unigram_nats']:.3f}", "".join(before),
                      f"**{final['val_loss']:.3f}**", f"{final['perplexity']:.1f}",
                      f"{final['val_sentence_accuracy']:.3f}", f"{final['tokens'] / 1e6:.1f} M"])
     return table(["command", "unigram line", "loss before", "after", "perplexity", "NSP", "tokens"], rows)
@@ -131,7 +136,7 @@ def new_domain():
 
 def headline():
     """The same for the README, shorter."""
-    rows = [[f"`python {run['command']}`", f"{run['unigram_nats']:.2f}", f"**{final['val_loss']:.2f}**",
+    rows = [[typed(run), f"{run['unigram_nats']:.2f}", f"**{final['val_loss']:.2f}**",
              f"{final['perplexity']:.1f}", f"{100 * final['val_masked_accuracy']:.0f} %"
              + (f", {task} {100 * final['val_sentence_accuracy']:.0f} %" if task else "")]
             for run, final, task in laptop_runs()]
@@ -157,7 +162,7 @@ def experiments():
                      + (f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""),
                      f"{under['tokens'] / 1e6:.1f} M, {under['elapsed_s'] / 60:.0f} min",
                      f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s'] / 60:.0f} min", run["machine"],
-                     len(logs), f"`python {run['command']}`"])
+                     len(logs), typed(run)])
     return table(["experiment", "their perplexity", "ours", "our loss", "loss under 5.0 after", "tokens",
                   "time", "machine", "seeds", "command"], rows)
 
@@ -249,6 +254,20 @@ def neighbour():
                   for result in report["results"]])
 
 
+def costs():
+    """A step with one thing changed at a time."""
+    return table(["changed", "rows × tokens", "layers", "masks a row", "a step", "tokens/s", "useful GFLOP/s"],
+                 [[result["changed"], f"{result['rows']} × {result['length']}", result["layers"],
+                   result["masked"], f"{result['ms']:.0f} ms", f"{result['tokens_per_s']:,.0f}",
+                   f"{result['gflop_per_s']:.0f}"] for result in read("bench_costs.json")["results"]])
+
+
+def processes():
+    return table(["processes", "tokens/s", "ratio", "validation loss"],
+                 [[result["processes"], f"{result['tokens_per_s']:,.0f}", f"{result['ratio']:.2f}",
+                   f"{result['val_loss']:.4f}"] for result in read("bench_processes.json")["results"]])
+
+
 def promises():
     """What the soak and the fuzzing found."""
     soak, fuzz, load = read("soak.json"), read("fuzz.json"), read("load.json")
@@ -308,8 +327,9 @@ work, in the second.
 
 {experiments()}
 
-Up to two hours of one thread on 100 MB of Wikipedia; with 8,192 tokens of its own, not 50,265, `roberta-18m`
-has 6.9 M parameters, and an ALBERT of three layers of width 256 has 2.0 M:
+Up to two CPU hours on 100 MB of Wikipedia, the first on two threads: `roberta-18m` with its published
+vocabulary (here `wiki` has `vocab.json` and `merges.txt` of `roberta-base`), and an ALBERT of three layers of
+width 256, with 8,192 tokens of its own:
 
 {two_hours()}
 
@@ -321,8 +341,8 @@ next section, by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks
 
 {downstream()}
 
-Eleven million tokens of Wikipedia say little about the sentiment of film reviews, and pretraining does not
-pay there. For what one sentence says of another it does.
+So few tokens of Wikipedia say little about the sentiment of film reviews, and pretraining hardly pays
+there. For what one sentence says of another it does.
 
 Four minutes of one thread on new text, the documentation of Python packages, from the `bert-10m` of Wikipedia
 above (its second row, seed 0) and from scratch. In so short a time the fast recipe brings more than a
@@ -358,6 +378,15 @@ with its rows grouped by length as ours are. {command("bench_finetuning.json")}
 A step of roberta-laptop beside a busy program: {command("bench_neighbour.json")}
 
 {neighbour()}
+
+A step of roberta-laptop (32 × 64 tokens, one layer, 15 % masks) with one thing changed at a time; of other
+lengths the rows have as many tokens in all. {command("bench_costs.json")}
+
+{costs()}
+
+One process, and two of torchrun that share the cores and the batch. {command("bench_processes.json")}
+
+{processes()}
 
 ## What holds
 

@@ -471,9 +471,10 @@ def describe(args, host, task_data, rows, n_all, n_trained):
             host.say(f"{part.cut_texts:,} of {len(part):,} texts of {name} are cut at --max_length "
                      f"{args.max_length}")
     trained = set(map(str, task_data.splits["train"].texts))
-    for name in rows.keys() - {"train"}:
-        if again := sum(str(text) in trained for text in task_data.splits[name].texts):
-            host.say(f"{again:,} of {len(rows[name]):,} texts of {name} are in train, too")
+    for name, examples in task_data.splits.items():
+        again = sum(str(text) in trained for text in examples.texts)
+        if name != "train" and again:
+            host.say(f"{again:,} of {len(examples.texts):,} texts of {name} are in train, too")
     host.say(f"steps of {args.batch_size} rows, learning rate {args.lr:.1e}")
     if args.kind == "multilabel":
         counts = np.sort(rows["val"].flat(rows["val"].labels).sum(0))[::-1]

@@ -508,10 +508,14 @@ def learning_rate(peak, progress, args):
 
 
 def run_length(args, steps_per_epoch, step=0):
-    """The last step of a run that begins at `step`; None where it is measured in minutes."""
+    """The last step of a run that begins at `step`; None where it is measured in minutes. ValueError if it is
+    over."""
     if args.dry_run:
         return step + 3
-    return max(1, round(args.epochs * steps_per_epoch)) if args.epochs else args.max_steps
+    last = max(1, round(args.epochs * steps_per_epoch)) if args.epochs else args.max_steps
+    if last and step > last:
+        raise ValueError(f"{args.out_dir} is at step {step:,} already, and the run ends at {last:,}")
+    return last
 
 
 def share_done(step, elapsed, max_steps, args):

@@ -251,7 +251,7 @@ def open_data(args, state, host):
     host.say(f"{folder}: {len(splits['train'].tokens):,} training tokens, {len(splits['val'].tokens):,} for "
              f"validation, of {tokenizer.vocab_size:,} ids")
     args.fingerprint = folder.rpartition("-")[2]  # a hash of all that the files in it depend on
-    if state and state["args"]["fingerprint"] != args.fingerprint:
+    if state and state["args"].get("fingerprint") != args.fingerprint:
         raise ValueError(f"{args.out_dir} was trained on other text, or with another tokenizer, than the "
                          "flags give now")
     return splits, tokenizer
@@ -596,8 +596,6 @@ def train(args, state, host):
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
-    if max_steps and step > max_steps:
-        raise ValueError(f"{args.out_dir} is at step {step:,} already, and the run ends at {max_steps:,}")
     parallel = wrap(model, rows, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)

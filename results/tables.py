@@ -256,7 +256,8 @@ def neighbour():
 
 def costs():
     """A step with one thing changed at a time."""
-    return table(["changed", "rows × tokens", "layers", "masks a row", "a step", "tokens/s", "useful GFLOP/s"],
+    return table(["changed", "rows × tokens", "layers", "masks a row", "a step", "tokens/s",
+                  "useful GFLOP/s"],
                  [[result["changed"], f"{result['rows']} × {result['length']}", result["layers"],
                    result["masked"], f"{result['ms']:.0f} ms", f"{result['tokens_per_s']:,.0f}",
                    f"{result['gflop_per_s']:.0f}"] for result in read("bench_costs.json")["results"]])

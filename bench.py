@@ -8,6 +8,7 @@ Speed, beside the libraries that do the same: always a ratio, both measured in t
     python bench.py costs                             # a step against row length, rows, depth and mask rate
     python bench.py neighbour                         # a step beside another busy program
     python bench.py processes                         # one process beside two of torchrun
+    python bench.py corpus --text wiki.txt            # what a corpus costs, against its size
     python bench.py gpu                               # on a GPU: tokens/s, MFU, losses, fine-tuning
 
 --json FILE keeps the figures. --cases takes names of CASES and PRESET:BxT:VOCAB, as bert-tiny:2x16:200: rows,
@@ -15,6 +16,7 @@ tokens in a row, vocabulary. runtime.flops_of_a_row() says what counts as the wo
 """
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -415,6 +417,23 @@ def bench_processes(args, table):
                       val_loss=val_loss[n])
 
 
+def bench_corpus(args, table):
+    """Runs on a sixteenth, a quarter and all of the documents: the seconds to make the tokenizer and the token
+    files, once; those of a start, which has them; and the speed of the steps."""
+    documents = list(data.open_corpus([args.text]).documents())
+    for text, part in itertools.product(args.cases, (16, 4, 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            file, case, startup = f"{folder}/text.txt", read_case(text), []
+            with open(file, "w", encoding="utf-8") as f:
+                f.writelines("\n".join(paragraphs) + "\n\n" for paragraphs in documents[::part])
+            for _ in range(2):  # the second time with the files of the first
+                start = time.perf_counter()
+                tokens_per_s, log = pretrain(case, args, folder, "--device", "cpu", "--data", file)
+                startup.append(time.perf_counter() - start - log[-1]["elapsed_s"])
+            table.add(case=text, megabytes=os.path.getsize(file) / 1e6, prepared_in_s=startup[0] - startup[1],
+                      started_in_s=startup[1], tokens_per_s=tokens_per_s, val_loss=log[-1]["val_loss"])
+
+
 def bench_gpu(args, table):
     """Pretraining by both recipes, compiled and not; losses beside the CPU's; fine-tuning of the last run."""
     import runtime
@@ -614,6 +633,7 @@ COMMANDS = {
     "costs": (bench_costs, STEPS),
     "neighbour": (bench_neighbour, STEPS | dict(steps=40)),
     "processes": (bench_processes, dict(cases=["roberta-laptop"], text="pydoc", steps=200, rounds=3)),
+    "corpus": (bench_corpus, dict(cases=["roberta-laptop"], text="pydoc", steps=200)),
     "gpu": (bench_gpu, dict(cases=GPU_CASES, text="pydoc", steps=200, device="cuda", peak_tflops=None)),
 }
 

@@ -199,8 +199,8 @@ class Encoder(Pretrained):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, positions=None):
-        """input_ids, token_type_ids, attention_mask (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
+        """input_ids, attention_mask, token_type_ids (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for
         padding; None: no padding, which is faster. positions (B, Q): return only these -> (B, Q, H), the same
         numbers for less work: the last layer computes keys and values everywhere, and the rest only there."""
         x = self.embeddings(input_ids, token_type_ids)
@@ -225,9 +225,10 @@ class MLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x, word_embeddings, candidates=None, corrections=None):
-        """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings (tied)."""
+        """(B, K, H) -> logits (B, K, V); with candidates (C,) -> (B, K, C), over these ids only, with
+        corrections (C,) added. The output matrix is that of the word embeddings (tied)."""
         x, bias = self.norm(self.act(self.dense(x))), self.bias
-        if candidates is not None:  # -> (B, K, C)
+        if candidates is not None:
             word_embeddings, bias = F.embedding(candidates, word_embeddings), bias[candidates] + corrections
         return F.linear(x, word_embeddings, bias)
 
@@ -243,10 +244,10 @@ class ForPreTraining(Pretrained):
         self.nsp = nn.Linear(config.hidden_size, 2)
         self.init_weights()
 
-    def forward(self, input_ids, positions, labels=None, token_type_ids=None, attention_mask=None,
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None, labels=None,
                 sentence_labels=None, candidates=None, corrections=None):
-        """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks; labels (B, K),
-        the tokens that stood there, -100 ignored; sentence_labels (B,): 0 if the second segment
+        """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks, None: all T;
+        labels (B, K), the tokens that stood there, -100 ignored; sentence_labels (B,): 0 if the second segment
         follows the first, 1 if it comes from elsewhere.
 
         Without labels -> logits (B, K, V), sentence_logits (B, 2). With -> the loss, and a dict of its parts
@@ -257,8 +258,10 @@ class ForPreTraining(Pretrained):
         """
         # V is large, and most positions have no target: only the masked ones go through the head, and the
         # first, from which the sentence task reads.
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         positions = F.pad(positions, (1, 0))  # (B, 1 + K), beginning with 0
-        x = self.encoder(input_ids, token_type_ids, attention_mask, positions)  # (B, 1 + K, H)
+        x = self.encoder(input_ids, attention_mask, token_type_ids, positions)  # (B, 1 + K, H)
         logits = self.mlm(x[:, 1:], self.encoder.embeddings.word.weight, candidates, corrections)
         sentence_logits = self.nsp(self.encoder.pool(x))
         if labels is None:
@@ -283,10 +286,10 @@ class ForSequenceClassification(Pretrained):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None):
         """labels (B,), for multi_label_classification (B, L) -> logits (B, L), loss or None."""
         first = torch.zeros_like(input_ids[:, :1])  # the only position that is read
-        x = self.encoder(input_ids, token_type_ids, attention_mask, first)  # (B, 1, H)
+        x = self.encoder(input_ids, attention_mask, token_type_ids, first)  # (B, 1, H)
         logits = self.classifier(self.dropout(self.encoder.pool(x)))
         return logits, None if labels is None else classification_loss(logits, labels, self.config)
 
@@ -302,9 +305,9 @@ class ForTokenClassification(Pretrained):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None):
         """labels (B, T), -100 ignored -> logits (B, T, L), loss or None."""
-        logits = self.classifier(self.dropout(self.encoder(input_ids, token_type_ids, attention_mask)))
+        logits = self.classifier(self.dropout(self.encoder(input_ids, attention_mask, token_type_ids)))
         return logits, None if labels is None else loss_and_accuracy(logits, labels)[0]
 
 

@@ -266,7 +266,10 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     the corpus's own, or else a part of it is held out. tokenizer: a Tokenizer, or a kind to train, with
     vocab_size ids. ValueError for a tokenizer without a mask, and for too little or bad text.
     """
-    validation = (validation or corpus).validation or validation
+    if validation is None:
+        validation = corpus.validation  # None for most
+    elif validation.validation:  # of --val_data wikitext2 not the training text
+        validation = validation.validation
     trained_here = isinstance(tokenizer, str)
     key = json.dumps([FORMAT, corpus.fingerprint, validation and validation.fingerprint,
                       [tokenizer, vocab_size] if trained_here else tokenizer.hash()])
@@ -441,7 +444,7 @@ ORDER, PAIRS, MASKS, DROPOUT = 1, 2, 3, 4  # what a random number is for
 
 def random_numbers(seed, purpose, epoch, row=0):
     """Philox is a counter run through a cipher: with a key and a counter of its own, every row of every epoch
-    has a stream of its own, at no cost and with nothing to remember."""
+    has a stream of its own, and there is nothing to remember."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, epoch]))
 
 
@@ -465,7 +468,8 @@ def sentence_windows(bounds, W):
 class Rows:
     """The rows of `length` tokens that a split is cut into, numbered in training order, epoch after epoch.
 
-    Every row is full: it holds a window, W successive tokens of the N of the stream.
+    The stream is the split's N tokens. A row holds a window, W successive tokens of it, and its special
+    tokens, so that W = length - 2, or with a task length - 3. No row has padding.
 
     task None: [CLS] window [SEP], as RoBERTa's FULL-SENTENCES, but a window may begin and end inside a
         sentence, and documents run on, with a [SEP] between them. Windows lie end to end, and from the
@@ -557,6 +561,10 @@ class Rows:
         head, tail = self.sop_ends(first, first + cut)
         label = np.where(some, rng.random(len(own)) < 0.5, -100)
         return np.stack([cut, start + own, label, np.where(some, head, 0), np.where(some, tail, W)])
+
+    def sentence_labels(self, epoch=0):
+        """Of the windows of an epoch: 0 or 1, -100 where there is nothing to judge."""
+        return self.pairs(epoch)[2]
 
     def nsp_partners(self, at, cut, rng):
         """Windows cut at the places `at` of the stream, `cut` counted in the window -> of each the window
@@ -672,21 +680,22 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
 def choose_words(begins, special, k, stream, longest):
     """k positions of one row that make whole words, in spans of up to `longest` words; then -1s if fewer."""
     first = np.flatnonzero(begins)
-    length = np.diff(np.append(first, len(begins)))
-    free = ~special[first]
+    free = (~special[first]).tolist()  # lists, as NumPy is slow on few elements
+    first, n = [*first.tolist(), len(begins)], len(first)
     p = 1 / np.arange(1, longest + 1)
-    spans = stream.choice(longest, size=len(first), p=p / p.sum())  # 0: one word
+    spans = stream.choice(longest, size=n, p=p / p.sum()).tolist()  # 0: one word
     chosen = []
-    for word in stream.permutation(len(first)):
-        for end in range(word + spans[word] + 1, word, -1):  # too long for the row or the budget: shorter
-            if end <= len(first) and free[word:end].all() and len(chosen) + length[word:end].sum() <= k:
-                chosen += range(first[word], first[word] + length[word:end].sum())
-                free[word:end] = False
+    for word in stream.permutation(n).tolist():
+        for end in range(min(word + spans[word] + 1, n), word, -1):  # too long for the budget: shorter
+            if all(free[word:end]) and len(chosen) + first[end] - first[word] <= k:
+                chosen += range(first[word], first[end])
+                free[word:end] = [False] * (end - word)
                 break
         if len(chosen) == k:
             break
-    if not chosen and free.any():  # every word is longer than the budget: a part of the first
-        chosen = range(first[free][0], first[free][0] + k)
+    if not chosen and any(free):  # every word is longer than the budget: a part of the first
+        at = first[free.index(True)]
+        chosen = range(at, at + k)
     return np.array([*chosen, *[-1] * (k - len(chosen))])
 
 

@@ -142,7 +142,7 @@ def fill(model, tokenizer, text, top=5):
     positions = (ids[0] == tokenizer.mask_id).nonzero().T  # (1, K)
     if positions.numel() == 0:
         raise ValueError(f"no [MASK] or <mask> in {text!r}")
-    logits, _ = model(ids, positions)
+    logits, _ = model(ids, positions=positions)
     probabilities = logits[0].float().softmax(-1)[:, :tokenizer.vocab_size]  # a model may have more ids
     probabilities, best = probabilities.topk(min(top, tokenizer.vocab_size))  # (K, top)
     return [[(tokenizer.decode([i]), p) for i, p in zip(best_ids, best_p)]
@@ -191,7 +191,7 @@ def score_rows(model, tokenizer, rows, batch_size):
         ids, mask = (None if array is None else torch.from_numpy(array).to(device) for array in (ids, mask))
         positions = torch.tensor([[place] for _, place in batch], device=device)  # (B, 1)
         truth = ids.gather(1, positions)
-        logits, _ = model(ids.scatter(1, positions, tokenizer.mask_id), positions, attention_mask=mask)
+        logits, _ = model(ids.scatter(1, positions, tokenizer.mask_id), mask, positions=positions)
         logits = logits[:, 0].float()  # (B, V)
         found.append(logits.gather(1, truth)[:, 0] - logits.logsumexp(1))
     values = [[] for _ in rows]

@@ -198,8 +198,8 @@ class Encoder(Pretrained):
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if pooler else None
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, positions=None):
-        """input_ids, token_type_ids, attention_mask (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
+        """input_ids, attention_mask, token_type_ids (B, T) -> (B, T, H). attention_mask: 1 for tokens, 0 for
         padding; None: no padding, which is faster. positions (B, Q): return only these -> (B, Q, H), the same
         numbers for less work: the last layer computes keys and values everywhere, and the rest only there."""
         x = self.embeddings(input_ids, token_type_ids)
@@ -223,9 +223,10 @@ class MLMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x, word_embeddings, candidates=None, corrections=None):
-        """(B, K, H) -> (B, K, V). The output matrix is that of the word embeddings (tied)."""
+        """(B, K, H) -> logits (B, K, V); with candidates (C,) -> (B, K, C), over these ids only, with
+        corrections (C,) added. The output matrix is that of the word embeddings (tied)."""
         x, bias = self.norm(F.gelu(self.dense(x))), self.bias  # transformers' head, too, knows no hidden_act
-        if candidates is not None:  # -> (B, K, C)
+        if candidates is not None:
             word_embeddings, bias = F.embedding(candidates, word_embeddings), bias[candidates] + corrections
         return F.linear(x, word_embeddings, bias)
 
@@ -240,10 +241,10 @@ class ForPreTraining(Pretrained):
         self.mlm = MLMHead(config)
         self.init_weights()
 
-    def forward(self, input_ids, positions, labels=None, token_type_ids=None, attention_mask=None,
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None, labels=None,
                 sentence_labels=None, candidates=None, corrections=None):
-        """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks; labels (B, K),
-        the tokens that stood there, -100 ignored.
+        """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks, None: all T;
+        labels (B, K), the tokens that stood there, -100 ignored.
 
         Without labels -> logits (B, K, V), None. With -> the loss, and a dict of its parts and
         the accuracies. The loss is a mean over the targets.
@@ -254,7 +255,7 @@ class ForPreTraining(Pretrained):
         if sentence_labels is not None:
             raise ValueError("RoBERTa has no sentence task: sentence_labels must be None")
         # V is large, and most positions have no target: only the masked ones go through the head.
-        x = self.encoder(input_ids, token_type_ids, attention_mask, positions)  # (B, K, H)
+        x = self.encoder(input_ids, attention_mask, token_type_ids, positions)  # (B, K, H)
         logits = self.mlm(x, self.encoder.embeddings.word.weight, candidates, corrections)
         if labels is None:
             return logits, None
@@ -284,10 +285,10 @@ class ForSequenceClassification(Pretrained):
         self.classifier = ClassificationHead(config)
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None):
         """labels (B,), for multi_label_classification (B, L) -> logits (B, L), loss or None."""
         first = torch.zeros_like(input_ids[:, :1])  # the only position that is read
-        x = self.encoder(input_ids, token_type_ids, attention_mask, first)  # (B, 1, H)
+        x = self.encoder(input_ids, attention_mask, token_type_ids, first)  # (B, 1, H)
         logits = self.classifier(x[:, 0])
         return logits, None if labels is None else classification_loss(logits, labels, self.config)
 
@@ -303,9 +304,9 @@ class ForTokenClassification(Pretrained):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, labels=None):
         """labels (B, T), -100 ignored -> logits (B, T, L), loss or None."""
-        logits = self.classifier(self.dropout(self.encoder(input_ids, token_type_ids, attention_mask)))
+        logits = self.classifier(self.dropout(self.encoder(input_ids, attention_mask, token_type_ids)))
         return logits, None if labels is None else loss_and_accuracy(logits, labels)[0]
 
 

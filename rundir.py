@@ -61,7 +61,7 @@ class Log:
         if self.track and "step" in line:
             prefix = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
             self.track({name if name == "step" else prefix + name: value for name, value in line.items()
-                        if isinstance(value, (int, float))})
+                        if isinstance(value, (int, float)) and name != "final"})
 
     def append(self, folder):
         with open(os.path.join(folder, "log.jsonl"), "a", encoding="utf-8") as f:

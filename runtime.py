@@ -26,8 +26,8 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
-# that it waits for is taken: a step of 36 ms takes 124 to 131. If they sleep after 2,000 turns it takes 85 to
-# 101, and 3 % more when quiet (bench.py neighbour). OpenMP reads it as torch loads: import runtime before it.
+# that it waits for is taken: a step of 34 ms takes 133 to 151. If they sleep after 2,000 turns it takes 75, but
+# 41 when quiet (bench.py neighbour). OpenMP reads it as torch loads: import runtime before it.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
@@ -87,7 +87,7 @@ def add_training_flags(p, beta2, eps):
     add("--max_steps", type=positive_int, help="length of the run, in optimizer steps")
     add("--epochs", type=positive, help="or in passes over the data")
     add("--max_minutes", type=positive, help="or in minutes, evaluation included, with the schedule fitted "
-        "to them; default: 4 in pretraining, 10 on CUDA; fine-tuning goes by epochs")
+        "to them; of a resumed run in all; default: 4 in pretraining, 10 on CUDA; fine-tuning goes by epochs")
     add = group.add_argument
     add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 64 "
         "in pretraining, 32 with --recipe paper, 256 on CUDA; 32 in fine-tuning")
@@ -363,9 +363,11 @@ def one_line_errors(script):
     except BrokenPipeError:  # what reads the output has enough: head, or a pager that was left
         status, speaks = 128 + 13, False  # as SIGPIPE
     except (ValueError, OSError) as error:
-        message, at = error, traceback.extract_tb(error.__traceback__)[-1]
-        if isinstance(error, ValueError) and not (at.line or "").startswith("raise"):
-            # Python's own or NumPy's: more likely a mistake in the source than in the input
+        message, frames = error, traceback.extract_tb(error.__traceback__)
+        folder = lambda file: os.path.dirname(os.path.realpath(file))
+        at = [frame for frame in frames if folder(frame.filename) == folder(__file__)][-1]
+        if isinstance(error, ValueError) and not (at is frames[-1] and (at.line or "").startswith("raise")):
+            # of a library: more likely a mistake in the source than in the input
             message = f"{error} ({os.path.basename(at.filename)}, line {at.lineno})"
     except torch.OutOfMemoryError as error:
         speaks = True  # perhaps this process alone

@@ -7,8 +7,8 @@ Pretrain RoBERTa, BERT or ALBERT: masked language model, and for BERT and ALBERT
     python train_mlm.py --init_from roberta-base --data medical.txt           # go on from a checkpoint
     torchrun --nproc_per_node 8 train_mlm.py --preset roberta-base --data wikitext103
 
-out_dir becomes a Hugging Face checkpoint, with log.jsonl and what resuming needs beside it. To read this
-file, begin with train(), at its end; what stands before is what it calls, in that order.
+out_dir becomes a Hugging Face checkpoint, with log.jsonl and what resuming needs beside it. Start
+reading at train(), near the end; the functions above it stand in the order in which it calls them.
 """
 
 import argparse
@@ -73,7 +73,8 @@ def parser():
         help="tokens of the longest row that the model takes; default: --seq_length, as a position beyond is "
         "not trained")
     add("--dropout", type=runtime.probability,
-        help="of this run, not of the checkpoint; default: 0, with --recipe paper the model's own")
+        help="of this run; the checkpoint keeps the model's own. Default: 0, with --recipe paper the model's "
+        "own")
     add = p.add_argument_group("recipe").add_argument
     paper = ", ".join(f"--no-{name}" if value is False else f"--{name} {value}"
                       for name, value in RECIPES["paper"].items() if value is not None)
@@ -272,16 +273,15 @@ def open_rows(args, state, host):
     if len(rows) < args.batch_size:
         raise ValueError(f"the data fill {len(rows)} rows of {args.seq_length} tokens, less than one batch "
                          f"of {args.batch_size}")
-    labels = lambda part: part.pairs(0)[2]  # of the sentence task, in the first epoch
     if task == "nsp":
         problem = "has too few documents to pair sentences of different ones"
-        if labels(rows).mean() < 0.3:
+        if rows.sentence_labels().mean() < 0.3:
             raise ValueError(f"{' '.join(args.data)} {problem}, as BERT's second task does; put blank lines "
                              "between documents, or take RoBERTa")
-        if labels(val_rows).mean() < 0.3:
+        if val_rows.sentence_labels().mean() < 0.3:
             host.say(f"the validation text {problem}: its nsp accuracy says little")
     if task == "sop":
-        share = np.mean(labels(rows) != -100)
+        share = np.mean(rows.sentence_labels() != -100)
         if not share:
             raise ValueError(f"no row of {args.seq_length} tokens has two whole sentences of a document for "
                              "ALBERT's second task to put in order; raise --seq_length, or take RoBERTa")
@@ -323,8 +323,8 @@ def open_model(args, state, rows):
 
 
 def default_lr(args, config):
-    """With post-LN too high a rate leaves the loss at the unigram line. Wider models need a lower one, with
-    AdamW also deeper ones; and so does a checkpoint, which else forgets."""
+    """With post-LN, too high a rate leaves the loss at the unigram line. Wider models need a lower one; with
+    AdamW so do deeper ones. A checkpoint needs a lower one, too, or it forgets what it knows."""
     scratch = args.init_from == "scratch"
     if args.optimizer == "muon":
         return (4e-3 if config.hidden_size <= 512 else 1e-3) / (1 if scratch else 4)
@@ -359,7 +359,7 @@ def make_optimizers(model, args):
 
 
 def restore(optimizers, state, host):
-    """Load the moments of the run to resume into fresh optimizers, whose rates are what the flags say now
+    """Put the saved moments into fresh optimizers; rates and other settings are those of the flags now.
     -> the step, the seconds trained, and the figures of each step since the last line of the log."""
     if not state:
         return 0, 0.0, []
@@ -375,7 +375,7 @@ def restore(optimizers, state, host):
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
-def wrap(model, rows, step, elapsed, max_steps, args, host):
+def wrap(model, rows, val_batches, step, elapsed, max_steps, args, host):
     """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
     starts and before an old run is overwritten; with two batches, as a sampled softmax changes its size."""
     if not args.compile:
@@ -389,6 +389,7 @@ def wrap(model, rows, step, elapsed, max_steps, args, host):
             _, parts = parallel(**host.to_device(batch))
         sums_of(parts, *count_targets(batch)).sum().backward()
         model.zero_grad()
+    evaluate(model, val_batches, host)  # compiles, too: no gradients, other masks, a shorter last batch
     return parallel
 
 # -----------------------------------------------------------------------------
@@ -423,7 +424,7 @@ def count_targets(batch):
             for name in ("labels", "sentence_labels")]
 
 
-def sums_of(parts, targets, pairs):
+def sums_of(parts, mlm_weight, sentence_weight):
     """The four means of a batch (MLM loss, masked accuracy, sentence loss, sentence accuracy), each times a
     weight -> a tensor. Weighted by the batch's targets and pairs they are sums; weighted by its share of the
     step's they add up to the step's means."""
@@ -431,7 +432,7 @@ def sums_of(parts, targets, pairs):
     means = [parts.get(name, torch.zeros_like(parts["mlm_loss"])).float() for name in names]
     # A mean over no target is NaN. It becomes 0 but stays in the graph: DDP waits for all gradients.
     return torch.stack([mean * weight if weight else 0 * mean.nan_to_num()
-                        for mean, weight in zip(means, (targets, targets, pairs, pairs))])
+                        for mean, weight in zip(means, [mlm_weight] * 2 + [sentence_weight] * 2)])
 
 
 @torch.no_grad()
@@ -596,9 +597,12 @@ def train(args, state, host):
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
-    parallel = wrap(model, rows, step, elapsed, max_steps, args, host)
+    parallel = wrap(model, rows, val_batches, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)
+    if state and runtime.share_done(step, elapsed, max_steps, args) >= 1:
+        host.say("its length is reached, and only the last evaluation left; a greater --max_steps, --epochs or "
+                 "--max_minutes goes on")
     if args.init_from != "scratch" and not state:  # what the checkpoint knows of this text already
         report.validation(0, evaluate(model, val_batches, host), elapsed)
 
@@ -610,10 +614,10 @@ def train(args, state, host):
     upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
     while True:
         batches = upcoming.result()
-        n_targets, n_pairs = map(sum, zip(*map(count_targets, batches)))
+        counts = map(sum, zip(*map(count_targets, batches)))  # targets and pairs of this process
         elapsed = (time.monotonic() - start) / host.world
         # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
-        all_targets, all_pairs, signals, elapsed = host.total(n_targets, n_pairs, len(host.signals), elapsed)
+        all_targets, all_pairs, signals, elapsed = host.total(*counts, len(host.signals), elapsed)
         progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1:
             break
@@ -639,7 +643,8 @@ def train(args, state, host):
             optimizer.step()
             optimizer.zero_grad()
         step += 1
-        # sums_of()'s four, the gradient's norm, whether there was a pair; .item() would wait for the GPU
+        # sums_of()'s four, the gradient's norm, 1 for a step with pairs; mean_of_steps() adds the processes'
+        # rows. Nothing here waits for the GPU, as .item() would.
         rest = torch.stack([norm, torch.full_like(norm, all_pairs > 0)]) / host.world
         history.append(torch.cat([sums, rest]))
 

@@ -95,12 +95,10 @@ def test_other_optimizers_at_resume(project):
 
 
 def test_a_rate_of_its_own_for_a_group(project):
-    project.run("train_mlm.py", *project.flags("one", "--max_steps", 8))
     project.change("train_mlm.py", "if p.dim() < 2], weight_decay=0.0)]",
                    "if p.dim() < 2], weight_decay=0.0, lr=10 * args.lr)]")
-    project.run("train_mlm.py", *project.flags("two", "--max_steps", 8))
-    assert not project.same_weights("one", "two")
-    matrices, vectors = project.state("two")["optimizers"][0]["param_groups"]
+    project.run("train_mlm.py", *project.flags("run", "--max_steps", 8))
+    matrices, vectors = project.state("run")["optimizers"][0]["param_groups"]
     assert vectors["lr"] == pytest.approx(10 * matrices["lr"])
 
 
@@ -109,8 +107,8 @@ def test_a_mask_rate_that_falls(length, project):
     """One place, in runs measured in steps and in minutes: 30 % of the tokens at first, 15 % at last."""
     project.change("train_mlm.py", "    return args.mask_prob\n",
                    "    return 0.3 - 0.15 * min(1, progress)\n")
-    project.change("train_mlm.py", "        n_targets, n_pairs = map(",
-                   "        print('masks', batches[0]['labels'].shape[1])\n        n_targets, n_pairs = map(")
+    project.change("train_mlm.py", "        counts = map(",
+                   "        print('masks', batches[0]['labels'].shape[1])\n        counts = map(")
     out = project.run("train_mlm.py", *project.flags("falls", *length))
     masks = [int(line.split()[1]) for line in out.splitlines() if line.startswith("masks")]  # of 30 tokens
     assert masks[0] == 9 and masks[-1] in (4, 5) and masks == sorted(masks, reverse=True)

@@ -91,8 +91,8 @@ def test_two_runs_of_one_folder(flags, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("runs, more, message", [
-    (["full", "half"], [], "argument --train: invalid choice: 'half'"),
-    (["full", "lora --lr fast"], [], "argument --lr: invalid float value: 'fast'"),
+    (["half", "full"], [], "argument --train: invalid choice: 'half'"),
+    (["lora --lr fast", "full"], [], "argument --lr: invalid float value: 'fast'"),
     (["full", "lora", "full"], [], "one of them is there twice"),
     (["full", "head"], ["--train", "head"], "--train: --runs says what is trained"),
     (["full"], ["--dry_run"], "each is checked by a dry run first"),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import importlib.util
 import json
 import math
@@ -69,6 +70,17 @@ def close(a, b):
     assert (a - b).abs().max().item() <= 1e-5
 
 
+@pytest.mark.parametrize("head", ["Encoder", "ForPreTraining", "ForSequenceClassification",
+                                  "ForTokenClassification"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arguments_have_the_order_of_transformers(family, head):
+    """Of three arrays of one shape: in another order a call without names would go wrong in silence."""
+    _, theirs, ours_class = build(family, head)
+    ours, reference = (list(inspect.signature(f).parameters)
+                       for f in (ours_class.forward, type(theirs).forward))
+    assert ours[:4] == reference[:4] == ["self", "input_ids", "attention_mask", "token_type_ids"]
+
+
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("family, more", CASES)
 def test_encoder_equals_transformers(family, more, padding, tmp_path):
@@ -78,12 +90,12 @@ def test_encoder_equals_transformers(family, more, padding, tmp_path):
     real = torch.ones_like(ids, dtype=bool) if mask is None else mask.bool()
     with torch.no_grad():
         reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask)
-        hidden = ours(ids, types, mask)
+        hidden = ours(ids, mask, types)
     close(hidden[real], reference.last_hidden_state[real])
     close(ours.pool(hidden)[real[:, 0]], reference.pooler_output[real[:, 0]])
     positions = torch.randint(0, ids.shape[1], (len(ids), 3), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        some = ours(ids, types, mask, positions)  # (B, 3, H)
+        some = ours(ids, mask, types, positions)  # (B, 3, H)
     read = real.gather(1, positions)
     at = positions[..., None].expand(-1, -1, hidden.shape[-1])
     close(some[read], reference.last_hidden_state.gather(1, at)[read])
@@ -113,10 +125,12 @@ def test_pretraining_equals_transformers(family, more, padding, tmp_path):
     with torch.no_grad():
         reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask, labels=labels,
                            **({} if sentence is None else {names[family]: sentence}))
-        loss, parts = ours(ids, positions, labels.gather(1, positions), types, mask, sentence)
-        logits, sentence_logits = ours(ids, positions, token_type_ids=types, attention_mask=mask)
+        loss, parts = ours(ids, mask, types, positions, labels.gather(1, positions), sentence)
+        logits, sentence_logits = ours(ids, mask, types, positions)
+        everywhere, _ = ours(ids, mask, types)
     all_logits = reference.logits if family == "roberta" else reference.prediction_logits
     close(logits, all_logits.gather(1, positions[..., None].expand(-1, -1, config.vocab_size)))
+    close(everywhere[real], all_logits[real])
     close(loss, reference.loss)
     if sentence is not None:
         seen = real[:, 0]  # transformers pools the first position, padding or not
@@ -136,7 +150,8 @@ def test_a_sample_of_the_vocabulary_by_hand(family, tmp_path):
     places = torch.randint(0, 40, (5, 3))
     places[2, 1] = -100
     with torch.no_grad():
-        _, parts = ours(ids, positions, places, candidates=candidates, corrections=corrections)
+        _, parts = ours(ids, positions=positions, labels=places, candidates=candidates,
+                        corrections=corrections)
         reference = theirs(input_ids=ids)
     logits = (reference.logits if family == "roberta" else reference.prediction_logits)[:, [1, 2, 5]]
     sample = (logits[..., candidates] + corrections).flatten(0, 1)
@@ -155,8 +170,8 @@ def test_sequence_classification_equals_transformers(family, more, kind, tmp_pat
               "multi_label_classification": torch.randint(0, 2, (5, 3)).float()}[kind]
     with torch.no_grad():
         reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask, labels=labels)
-        logits, loss = ours(ids, types, mask, labels)
-        assert ours(ids, types, mask)[1] is None
+        logits, loss = ours(ids, mask, types, labels)
+        assert ours(ids, mask, types)[1] is None
     close(logits, reference.logits)
     close(loss, reference.loss)
 
@@ -169,7 +184,7 @@ def test_token_classification_equals_transformers(family, more, tmp_path):
     labels = torch.where(mask.bool(), ids % 5, -100)
     with torch.no_grad():
         reference = theirs(input_ids=ids, token_type_ids=types, attention_mask=mask, labels=labels)
-        logits, loss = ours(ids, types, mask, labels)
+        logits, loss = ours(ids, mask, types, labels)
     close(logits[mask.bool()], reference.logits[mask.bool()])
     close(loss, reference.loss)
 
@@ -239,7 +254,7 @@ def test_initial_losses_are_those_of_a_guess(family):
     ids = torch.randint(5, config.vocab_size, (16, 64))
     positions = torch.randint(0, 64, (16, 10))
     sentence = None if family == "roberta" else torch.arange(16) % 2
-    _, parts = model(ids, positions, ids.gather(1, positions), sentence_labels=sentence)
+    _, parts = model(ids, positions=positions, labels=ids.gather(1, positions), sentence_labels=sentence)
     assert abs(parts["mlm_loss"].item() - math.log(config.vocab_size)) < 0.3
     if sentence is not None:
         assert abs(parts["sentence_loss"].item() - math.log(2)) < 0.1
@@ -253,7 +268,7 @@ def test_both_sentence_classes_are_learned(family):
     ids, positions = torch.randint(5, 120, (2, 12)), torch.tensor([[1, 2], [3, 4]])
     for label in (0, 1):
         model.zero_grad()
-        loss, parts = model(ids, positions, torch.zeros(2, 2, dtype=int),
+        loss, parts = model(ids, positions=positions, labels=torch.zeros(2, 2, dtype=int),
                             sentence_labels=torch.full((2,), label))
         loss.backward()
         head = model.nsp if family == "bert" else model.sop
@@ -269,10 +284,10 @@ def test_loss_is_the_mean_over_targets(family):
     ids, positions = torch.randint(5, 120, (3, 12)), torch.randint(0, 12, (3, 4))
     labels = ids.gather(1, positions)
     labels[1, 1:] = -100
-    logits, _ = model(ids, positions)
+    logits, _ = model(ids, positions=positions)
     by_hand = [-F.log_softmax(logits[b, k], -1)[labels[b, k]]
                for b in range(3) for k in range(4) if labels[b, k] >= 0]
-    loss, parts = model(ids, positions, labels)
+    loss, parts = model(ids, positions=positions, labels=labels)
     close(parts["mlm_loss"], torch.stack(by_hand).mean())
 
 
@@ -368,7 +383,7 @@ def test_a_fourth_model_is_one_new_file(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(10):
-        loss, _ = model(ids, positions, ids.gather(1, positions))
+        loss, _ = model(ids, positions=positions, labels=ids.gather(1, positions))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -377,7 +392,7 @@ def test_a_fourth_model_is_one_new_file(tmp_path):
     model.save_pretrained(tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["model_type"] == "prenorm"
     again = prenorm.ForPreTraining.from_pretrained(tmp_path / "saved")
-    assert torch.equal(model.eval()(ids, positions)[0], again(ids, positions)[0])
+    assert torch.equal(model.eval()(ids)[0], again(ids)[0])
     with pytest.raises(ValueError, match="model_type is 'prenorm'; this file wants 'roberta'"):
         roberta.ForPreTraining.from_pretrained(tmp_path / "saved")
 

@@ -86,9 +86,17 @@ def test_ten_steps_equal_five_and_five(model, recipe, flags, tmp_path):
     same_run(tmp_path / "ten", tmp_path / "five")
 
 
+def test_resuming_what_is_finished_says_so(flags, tmp_path, capsys):
+    train_mlm.main(flags(tmp_path, "roberta", "--max_steps", "2"))
+    before = capsys.readouterr().out.split("final, after")[1].split("eight masks")[0]
+    train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "its length is reached" in out and before.split(":")[-1] in out
+
+
 def test_killed_at_any_moment_a_run_comes_to_the_same_end(tmp_path):
     """Two kills, one of them within a save; soak.py takes a hundred."""
-    assert soak.pretraining(tmp_path, "bert", "fast", kills=2, rng=random.Random(0), steps=60)
+    assert soak.pretraining(tmp_path, "bert", "fast", kills=2, rng=random.Random(0), steps=30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -389,7 +397,7 @@ def test_a_run_is_a_checkpoint_that_transformers_opens(model, flags, tmp_path, c
         text.replace("<mask>", our_tokenizer.special_tokens["mask"]), specials=True), our_tokenizer.sep_id]
     with torch.no_grad():
         output = theirs.eval()(ids)
-        logits, _ = ours(ids, torch.arange(ids.shape[1])[None])
+        logits, _ = ours(ids)
     reference = output.logits if model == "roberta" else output.prediction_logits
     assert (logits - reference).abs().max() <= 1e-5
 
@@ -482,13 +490,14 @@ def test_nats_per_byte_by_hand(flags, tmp_path):
 
 
 def test_a_mistake_in_the_source_says_where(flags, tmp_path, refused, monkeypatch):
-    """Python raises ValueErrors, too, which are not about the input."""
-    def sums_of(*arguments):
-        one, two = 1, 2, 3
-    monkeypatch.setattr(train_mlm, "sums_of", sums_of)
-    line = sums_of.__code__.co_firstlineno + 1
-    error = refused(train_mlm, flags(tmp_path))
-    assert error == f"train_mlm.py: too many values to unpack (expected 2) (test_train.py, line {line})"
+    """Python and PyTorch raise ValueErrors, too, which are not about the input: the last line of ours."""
+    def cross_entropy(*arguments, **options):
+        raise ValueError("Expected input batch_size (9) to match target batch_size (8).")
+    monkeypatch.setattr(F, "cross_entropy", cross_entropy)
+    error = refused(train_mlm, flags(tmp_path, "roberta"))
+    [line] = [i for i, text in enumerate((ROOT / "roberta.py").read_text().splitlines(), 1)
+              if "F.cross_entropy(" in text]
+    assert error.endswith(f"to match target batch_size (8). (roberta.py, line {line})")
 
 
 def test_a_run_speaks_before_it_reads(flags, tmp_path, capsys):
@@ -786,15 +795,20 @@ def test_the_parts_of_a_loss_without_targets():
 
 
 def test_a_compiled_run(flags, tmp_path, monkeypatch):
-    """The same losses, from a graph for the first step's shapes, one for all later ones, one to evaluate."""
+    """The same losses, from a graph for the first step's shapes, one for all later ones, one to evaluate; all
+    compiled before the clock starts."""
     compile, stats = torch.nn.Module.compile, torch._dynamo.utils.counters["stats"]
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda model: compile(model, backend="aot_eager"))  # without a C++ compiler
+    open_log, before_the_clock = train_mlm.open_log, []
+    monkeypatch.setattr(train_mlm, "open_log", lambda *arguments: (
+        before_the_clock.append(stats["unique_graphs"]), open_log(*arguments))[1])
     for name, more in (("plain", ()), ("compiled", ("--compile",))):
         torch._dynamo.reset()
         stats.clear()
         train_mlm.main(flags(tmp_path / name, "bert", *more))
-    assert stats["unique_graphs"] == 3 and not torch._dynamo.utils.counters["graph_break"]
+    assert before_the_clock == [0, 3] and stats["unique_graphs"] == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
     plain, compiled = ([line["loss"] for line in read_log(tmp_path / name) if "loss" in line]
                        for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-5)

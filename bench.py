@@ -418,8 +418,8 @@ def bench_processes(args, table):
 
 
 def bench_corpus(args, table):
-    """Runs on a sixteenth, a quarter and all of the documents: the seconds to make the tokenizer and the token
-    files, once; those of a start, which has them; and the speed of the steps."""
+    """Runs on a sixteenth, a quarter and all of the documents: the seconds to make the tokenizer and the
+    token files, once; those of a start, which has them; and the speed of the steps."""
     documents = list(data.open_corpus([args.text]).documents())
     for text, part in itertools.product(args.cases, (16, 4, 1)):
         with tempfile.TemporaryDirectory() as folder:

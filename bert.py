@@ -247,8 +247,8 @@ class ForPreTraining(Pretrained):
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None, labels=None,
                 sentence_labels=None, candidates=None, corrections=None):
         """input_ids (B, T), already masked (data.mask_tokens); positions (B, K), of the masks, None: all T;
-        labels (B, K), the tokens that stood there, -100 ignored; sentence_labels (B,): 0 if the second segment
-        follows the first, 1 if it comes from elsewhere.
+        labels (B, K), the tokens that stood there, -100 ignored; sentence_labels (B,): 0 if the second
+        segment follows the first, 1 if it comes from elsewhere.
 
         Without labels -> logits (B, K, V), sentence_logits (B, 2). With -> the loss, and a dict of its parts
         and the accuracies. The loss is the sum of the tasks' losses, each a mean over its own targets.

@@ -601,8 +601,8 @@ def train(args, state, host):
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)
     if state and runtime.share_done(step, elapsed, max_steps, args) >= 1:
-        host.say("its length is reached, and only the last evaluation left; a greater --max_steps, --epochs or "
-                 "--max_minutes goes on")
+        host.say("its length is reached, and only the last evaluation left; a greater --max_steps, --epochs "
+                 "or --max_minutes goes on")
     if args.init_from != "scratch" and not state:  # what the checkpoint knows of this text already
         report.validation(0, evaluate(model, val_batches, host), elapsed)
 

@@ -180,17 +180,20 @@ def open_tokenizer(args, texts):
     return tokenizers.train(name, lines, args.vocab_size)
 
 
-def open_model(args, tokenizer, classes, seed, host):
+def open_model(args, tokenizer, task_data, seed, host):
     """--init_from with a head for the classes of the task, ready to train."""
     torch.manual_seed(seed)
     head = "ForTokenClassification" if args.kind == "tokens" else "ForSequenceClassification"
-    names = classes or ["LABEL_0"]  # a regression has no classes
+    names = task_data.classes or ["LABEL_0"]  # a regression has none
     problem = {"classification": "single_label_classification", "multilabel": "multi_label_classification",
                "regression": "regression"}.get(args.kind)  # tags have none
     options = dict(num_labels=len(names), id2label=dict(enumerate(names)), problem_type=problem)
     model = runtime.build_model(importlib.import_module(args.model), head, args, tokenizer, **options)
     if args.init_from != "scratch" and not any(name.startswith("classifier") for name in model.fresh):
         sort_classes(model, args.init_from, names, host)
+    elif args.kind == "regression":  # else the first steps only learn how large the numbers are
+        bias = list(model.classifier.parameters())[-1]
+        torch.nn.init.constant_(bias, np.mean(task_data.splits["train"].labels))
     choose_trained(model, args)
     if args.compile:
         model.compile(dynamic=True)  # in place: the names of the parameters stay
@@ -200,17 +203,17 @@ def open_model(args, tokenizer, classes, seed, host):
 def sort_classes(model, init_from, names, host):
     """Bring the classes of a checkpoint's own head into the order of names, if they are the same ones."""
     id2label = runtime.read_config(init_from).get("id2label") or {}
-    before = [str(id2label[i]).lower() for i in sorted(id2label, key=int)]
-    wanted = [name.lower() for name in names]
+    fold = str.lower if len({name.lower() for name in names}) == len(names) else str
+    before, wanted = [fold(str(id2label[i])) for i in sorted(id2label, key=int)], list(map(fold, names))
     if sorted(before) == sorted(wanted):
         for p in list(model.classifier.parameters())[-2:]:  # of the last layer
             p.data = p.data[[before.index(name) for name in wanted]]
-    elif any(not name.startswith("label_") for name in before):
+    elif any(not name.lower().startswith("label_") for name in before):
         host.say(f"the head of {init_from} goes on, though it was trained for other classes")
 
 
 def choose_trained(model, args):
-    """Freeze what --train leaves."""
+    """Freeze what --train does not name; for lora, add the adapters."""
     if args.train == "full":
         return
     # what comes after the layers: the classifier, and in BERT and ALBERT the pooler that it reads
@@ -354,7 +357,7 @@ def train(args, model, rows, seed, best, log, host):
         torch.manual_seed(data.dropout_seed(seed, step, host.rank))
         batch = batches[step % per_epoch]
         labels = rows.flat([rows.labels[i] for i in batch])
-        # the mean over rows is weighted where the losses are, as in F.cross_entropy
+        # with class weights, the mean is over the rows' weights, as in F.cross_entropy
         divisor = np.take(args.class_weights, labels).sum() if args.class_weights else labels.size
         mine = batch[host.rank::host.world]
         mine, scale = (mine, host.world / divisor) if len(mine) else (batch[:1], 0.0)
@@ -421,7 +424,9 @@ def finetune(args, host):
     host.say(f"{args.init_from}, {args.train}; {host.describe()}; {args.train_file or args.task}")
     task_data = open_task(args, host)  # which also settles args.kind, .metric, .epochs, .class_weights
     tokenizer = open_tokenizer(args, task_data.splits["train"].texts)
-    model = open_model(args, tokenizer, task_data.classes, args.seed, host)
+    if args.kind == "tokens" and isinstance(tokenizer, tokenizers.ByteLevelBPE):
+        tokenizer.prefix_space = True  # as every word is encoded here, and in transformers by this setting
+    model = open_model(args, tokenizer, task_data, args.seed, host)
     args.max_length = runtime.row_length(args.max_length, model.config)
     token_types = model.config.type_vocab_size > 1
     rows = {name: tasks.Rows(examples, args.kind, tokenizer, args.max_length, token_types)
@@ -445,7 +450,7 @@ def finetune(args, host):
         if args.seeds > 1:
             host.say(f"\nseed {seed}")
         if seed > args.seed:
-            model = open_model(args, tokenizer, task_data.classes, seed, host)
+            model = open_model(args, tokenizer, task_data, seed, host)
         results.append(train(args, model, rows["train"], seed, best, log, host))
         del model  # before the next one is made
     if not args.dry_run:

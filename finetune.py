@@ -55,7 +55,7 @@ def parser():
     add("--train_file", help=", ".join(files.TABLES))
     add("--val_file", help="default: a tenth of the training rows is held out")
     add("--test_file", help="evaluated with the weights that are best on --val_file")
-    add("--kind", choices=tasks.KINDS, help="of the files; default: by their labels, but never multilabel")
+    add("--kind", choices=tasks.KINDS, help="what labels are; default: guessed, but never multilabel")
     runtime.add_text_flags(add)
     add = p.add_argument_group("what is trained").add_argument
     add("--train", default="full", choices=MODES)
@@ -69,10 +69,11 @@ def parser():
         help="train and save BERT's or ALBERT's pooler, too; default: yes, unless it is among the targets")
     add("--rslora", action="store_true", help="scale by alpha / sqrt(r), not alpha / r")
     add("--dora", action="store_true", help="train the norms of W's rows apart from their directions")
-    runtime.add_training_flags(p, beta2=0.999, eps=1e-8)
+    runtime.add_training_flags(p, beta2=0.999, eps=1e-8, length="3 to 8 epochs, by the task")
     add = p.add_argument_group("what counts").add_argument
     add("--class_weights", nargs="+", metavar="W", help="of the loss: balanced, or a number for each class")
-    add("--metric", help="that chooses the best weights; default: the task's")
+    add("--metric", help="that chooses the best weights; default: the task's; for " + "; ".join(
+        f"{kind}: {', '.join(names)}" for kind, names in tasks.METRICS.items()))
     add("--patience", type=runtime.positive_int, help="stop after so many evaluations without a better one")
     add("--seeds", type=runtime.positive_int, default=1,
         help="runs with --seed, --seed + 1, ...; mean and deviation")
@@ -263,7 +264,11 @@ class Best:
     def __init__(self, args, host, log, tokenizer, rows, classes):
         self.args, self.host, self.log, self.tokenizer = args, host, log, tokenizer
         self.rows, self.classes = rows, classes
-        self.score, self.outputs = None, None  # on the validation rows
+        self.scores, self.outputs = None, None  # on the validation rows
+
+    def rank(self, scores):
+        """Which is better: of equal metrics, the lower loss."""
+        return scores[self.args.metric], -scores["loss"]
 
     def evaluate_and_keep(self, model, step, result):
         """Evaluate, and save the weights if they are better than all before. result: what this seed has
@@ -273,17 +278,16 @@ class Best:
         rows = self.rows["val"]
         logits, labels = (torch.from_numpy(rows.flat(values)) for values in (outputs, rows.labels))
         scores["loss"] = loss_sum(args.kind, logits, labels, None).item() / labels.numel()
-        value = scores[args.metric]
-        result["curve"].append((step, value))
+        result["curve"].append((step, scores[args.metric]))
         result["since_best"] += 1
-        better = result["score"] is None or value > result["score"]
+        better = not result["scores"] or self.rank(scores) > self.rank(result["scores"])
         if better:
-            result.update(score=value, step=step, scores=scores, since_best=0)
+            result.update(score=scores[args.metric], step=step, scores=scores, since_best=0)
             if "test" in self.rows:
                 result["test"] = self.evaluate(model, "test")[0]
-            if self.score is None or value > self.score:
+            if not self.scores or self.rank(scores) > self.rank(self.scores):
                 self.save(model)
-                self.score, self.outputs = value, outputs
+                self.scores, self.outputs = scores, outputs
         names = [args.metric] + [name for name in scores if name != args.metric][:3]
         text = ", ".join(f"{name} {scores[name]:.4f}" for name in names)
         self.log.write(f"step {step:6,} | validation {text}{' | best so far' * better}",
@@ -309,9 +313,9 @@ class Best:
         self.log.checkpoint(write)
 
     def kept(self):
-        return "nothing was saved" if self.score is None else (
+        return "nothing was saved" if not self.scores else (
             f"{self.args.out_dir} has the best weights so far (validation {self.args.metric} "
-            f"{self.score:.4f})")
+            f"{self.scores[self.args.metric]:.4f})")
 
 # -----------------------------------------------------------------------------
 # Training
@@ -335,7 +339,7 @@ def train(args, model, rows, seed, best, log, host):
     per_epoch = -(-len(rows) // args.batch_size)
     max_steps = runtime.run_length(args, per_epoch)
     eval_interval = args.eval_interval or per_epoch
-    result = dict(seed=seed, score=None, since_best=0, curve=[])
+    result = dict(seed=seed, scores=None, since_best=0, curve=[])
 
     step, line_step, history = 0, 0, []  # history: the loss of each step since the last line
     start = line_time = time.monotonic()
@@ -400,7 +404,7 @@ def train(args, model, rows, seed, best, log, host):
     train_seconds = time.monotonic() - start - paused
     runtime.mean_of_steps(history, step, best.kept(), host)  # weights that are not finite are not saved
     evaluated = result["curve"] and result["curve"][-1][0] == step
-    if step and not evaluated and not args.dry_run and not (signals and best.score is not None):
+    if step and not evaluated and not args.dry_run and not (signals and best.scores):
         # a budget ended between two evaluations, or a signal came before the first
         best.evaluate_and_keep(model, step, result)
     if signals:
@@ -480,7 +484,11 @@ def describe(args, host, task_data, rows, n_all, n_trained):
         again = sum(str(text) in trained for text in examples.texts)
         if name != "train" and again:
             host.say(f"{again:,} of {len(examples.texts):,} texts of {name} are in train, too")
-    host.say(f"steps of {args.batch_size} rows, learning rate {args.lr:.1e}")
+    length = f"{args.epochs:g} epochs, " if args.epochs else ""
+    host.say(f"{length}steps of {args.batch_size} rows, learning rate {args.lr:.1e}")
+    if args.kind == "regression":
+        mse = np.mean((np.array(rows["val"].labels) - np.mean(rows["train"].labels)) ** 2)
+        host.say(f"always the mean of the training targets: validation mse {mse:.4f}")
     if args.kind == "multilabel":
         counts = np.sort(rows["val"].flat(rows["val"].labels).sum(0))[::-1]
         f1 = 2 * counts.cumsum() / (len(rows["val"]) * np.arange(1, len(counts) + 1) + counts.sum())
@@ -497,7 +505,7 @@ def summarize(args, host, results, best, n_all, n_trained):
     metric, values = args.metric, np.array([result["score"] for result in results])
     several = len(values) > 1
     deviation = values.std(ddof=int(several))  # of one value 0
-    winner = max(results, key=lambda result: result["score"])
+    winner = max(results, key=lambda result: best.rank(result["scores"]))
     name = "adapter_model.safetensors" if args.train == "lora" else "model.safetensors"
     size = os.path.getsize(os.path.join(args.out_dir, name)) / 1e6 if host.rank == 0 else 0
     s_per_epoch = sum(result["train_s"] for result in results) / sum(result["epochs"] for result in results)

@@ -90,7 +90,11 @@ def open_adapter(path):
     if os.path.exists(os.path.join(path, runtime.BASE_CONFIG)):  # ours; PEFT writes none
         config = runtime.read_config(path, runtime.BASE_CONFIG)
         options |= {name: config[name] for name in ("id2label", "problem_type") if config.get(name)}
-    head = getattr(runtime.model_module(base), heads[adapter["task_type"]])
+    try:
+        module = runtime.model_module(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}/adapter_config.json: base_model_name_or_path {error}") from error
+    head = getattr(module, heads[adapter["task_type"]])
     with redirect_stderr(io.StringIO()):  # that the base has no head; the adapter has it
         model = head.from_pretrained(base, **options)
     lora.load(model, path)

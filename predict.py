@@ -65,7 +65,7 @@ def parser():
         help="of --embed: all tokens, or the first; default: as sentence-transformers pools this checkpoint")
     add("--normalize", action=argparse.BooleanOptionalAction,
         help="of --embed: vectors of length 1; default: as sentence-transformers does with this checkpoint")
-    add("--task", choices=tasks.TASKS, help="its class names, or their numbers, are the labels of the file")
+    add("--task", choices=tasks.TASKS, help="of --evaluate FILE: whose labels it has, by name or number")
     add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
     add("--overwrite", action="store_true", help="replace FILE.npy, or what is in OUT_DIR")
     add = p.add_argument_group("output").add_argument
@@ -136,6 +136,8 @@ def read_texts(args, pairs=False):
     elif args.file and args.file != "-":
         lines = ((where, record["text"]) for where, record in files.records(args.file))
     else:
+        if sys.stdin.isatty():
+            print("texts, one a line; Ctrl-D ends", file=sys.stderr)
         lines = ((f"standard input, line {i}", line) for i, line in files.lines("-"))
     for where, line in lines:
         yield tuple(line.split("\t")) if pairs else (line,), where, {"text": line}
@@ -154,8 +156,10 @@ def read_all(args, pairs=False):
     """-> tasks.Examples. ValueError for a text of white space, and where there are none."""
     examples = tasks.Examples([], None, [], [])
     for text, where, row in read_texts(args, pairs):
-        if len(text) > 2 or any(isinstance(part, str) and not part.strip() for part in text):
-            raise ValueError(f"{where}: a text{', or two with a tab between,' if pairs else ''} is wanted")
+        if any(isinstance(part, str) and not part.strip() for part in text):
+            raise ValueError(f"{where}: the text is blank")
+        if len(text) > 2:
+            raise ValueError(f"{where}: {len(text)} texts with tabs between; one or two are wanted")
         examples.texts.append(text)
         examples.where.append(where)
         examples.rows.append(row)
@@ -276,8 +280,11 @@ def give_labels(args, model, tokenizer, kind, host):
     classes, examples = list(model.config.id2label.values()), read_all(args, pairs=True)
     if len(set(classes)) < len(classes):
         raise ValueError(f"{args.checkpoint}: several classes have one name; rename them in config.json")
+    trained = trained_columns(args.checkpoint)
+    if trained and len(trained[0]) == 2 and any(len(text) == 1 for text in examples.texts):
+        print(f"{args.checkpoint} was trained on pairs of texts; here are single ones", file=sys.stderr)
     came, columns = list(examples.texts), set().union(*examples.rows)  # the columns that any row has
-    tasks.check_texts(examples, kind)  # which of a text makes a list of words, where those are labelled
+    tasks.check_texts(examples, kind)  # for tokens, a text becomes a list of words, in place
     inference.check_stride(examples, kind, args.max_length, args.stride)  # before a line is printed
     cut, cut_words, n = 0, 0, len(came)
     for i in range(0, n, BLOCK):

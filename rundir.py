@@ -260,7 +260,11 @@ def model_card(out_dir):
     tags |= {"tags": [model_type], "library_name": "peft" if is_adapter else "transformers"}
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in tags.items())
     use = "predict.py --checkpoint NAME"
-    if not is_adapter:
+    if is_adapter:
+        head = "TokenClassification" if run["kind"] == "tokens" else "SequenceClassification"
+        classes = dict(enumerate(run["classes"])) or {0: "LABEL_0"}
+        use += f"` or `peft.AutoPeftModelFor{head}.from_pretrained('NAME', id2label={classes})"
+    else:
         use += f"` or `transformers.pipeline({tags['pipeline_tag']!r}, 'NAME')"
     cells = [(name, str(value).replace("|", "\\|")) for name, value in facts.items()]  # a label may have one
     table = "\n".join(f"| {name} | {value} |" for name, value in cells)

@@ -80,19 +80,19 @@ fraction = number(float, lambda x: 0 < x < 1, "between 0 and 1")
 probability = number(float, lambda x: 0 <= x < 1, "at least 0 and less than 1")
 
 
-def add_training_flags(p, beta2, eps):
-    """The flags of a run's length, rate and optimizer."""
+def add_training_flags(p, beta2, eps, length, batch_size=""):
+    """The flags of a run's length, rate and optimizer. length, batch_size: what --help says of defaults that
+    depend on the run."""
     group = p.add_argument_group("length and rate")
     add = group.add_mutually_exclusive_group().add_argument
-    add("--max_steps", type=positive_int, help="length of the run, in optimizer steps")
+    add("--max_steps", type=positive_int, help=f"length of the run, in optimizer steps; default: {length}")
     add("--epochs", type=positive, help="or in passes over the data")
     add("--max_minutes", type=positive, help="or in minutes, evaluation included, with the schedule fitted "
-        "to them; of a resumed run in all; default: 4 in pretraining, 10 on CUDA; fine-tuning goes by epochs")
+        "to them")
     add = group.add_argument
-    add("--batch_size", type=positive_int, help="rows of an optimizer step, over all processes; default: 64 "
-        "in pretraining, 32 with --recipe paper, 256 on CUDA; 32 in fine-tuning")
+    add("--batch_size", type=positive_int, help=f"rows of an optimizer step, over all processes{batch_size}")
     add("--accumulation", type=positive_int, default=1, help="micro-batches per process and step")
-    add("--lr", type=positive, help="peak learning rate; default: by the model's size, and the task")
+    add("--lr", type=positive, help="peak learning rate; default: by the model's size and what is trained")
     add("--schedule", default="linear", choices=("linear", "cosine", "constant"),
         help="of the rate after the warmup; constant: until the last --decay of the run")
     add("--decay", type=fraction, default=0.2, help="last share of the run, where constant falls to 0")
@@ -176,7 +176,10 @@ def read_config(path_or_name, name="config.json"):
             raise ValueError(f"{path_or_name} is an adapter: merge it by predict.py --merge, and take the "
                              "result")
         raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no {name}")
-    config = tokenizers.read_json(file)
+    try:
+        config = tokenizers.read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{path_or_name}: {error}") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type not in MODELS:
         raise ValueError(f"{file}: model_type is {model_type!r}, not one of {', '.join(MODELS)}")

@@ -73,7 +73,7 @@ def read_task(name):
     problem = f"{name}: give --train_file and --val_file, as the hub did not give {task.hub}"
     for ours, theirs in (("train", "train"), ("val", task.validation)):
         table = data.hub_split(task.hub, theirs, problem)
-        names = dict(enumerate(task.labels))  # of a list SNLI's -1, no gold label, is the last
+        names = dict(enumerate(task.labels))  # in a tuple -1, SNLI's mark for no label, would be the last
         labels = [names.get(i, str(i)) if names else float(i) for i in table["label"]]
         where = [f"{task.hub}, {theirs}, row {i}" for i in range(1, len(table) + 1)]
         splits[ours] = Examples(list(zip(*(table[column] for column in task.text))), labels, where)
@@ -204,14 +204,15 @@ def read_label(row, columns, kind, where):
 
 
 def clean_label(cell):
-    """-> a string, "" if there is none; a list of these; a number with a fraction stays, and 1.0 is "1"."""
+    """-> a string, "" if there is none; a list of these; a number with a fraction stays, and 1.0 and "1.0",
+    as pandas writes a whole number beside an empty cell, are "1"."""
     if cell is None or str(cell) in ("nan", "NaN"):
         return ""
     if isinstance(cell, list):
         return [clean_label(part) for part in cell]
     if isinstance(cell, dict) or isinstance(cell, float) and not cell.is_integer():
         return cell  # read_label refuses a dict
-    return str(int(cell)) if isinstance(cell, float) else str(cell).strip()
+    return str(int(cell)) if isinstance(cell, float) else re.sub(r"^(-?\d+)\.0$", r"\1", str(cell).strip())
 
 
 def find_columns(file, names, text_columns, label_columns, like, records):
@@ -237,8 +238,8 @@ def find_columns(file, names, text_columns, label_columns, like, records):
         likely = columns_by_content([row for _, row in records()], {*texts, *labels})
         texts, labels = texts or likely[0], labels or likely[1]
     like_texts, like_labels = like or ([], [])
-    # where columns have no names, the content has to agree
-    if like_texts and not (records and texts and set(like_texts) - set(texts)):
+    agrees = not records or not texts or set(like_texts) <= set(texts)  # without names, by the content
+    if like_texts and agrees:
         if not text_columns and set(like_texts) <= set(names):
             texts = like_texts
         if not label_columns and set(like_labels) <= set(names):
@@ -350,13 +351,16 @@ def to_ids(names, ids, where, kind, classes):
 
 def guess_kind(examples, classes):
     """tokens where labels are lists; a regression where all are numbers, one has a fraction, and no classes
-    are given; else classification."""
+    are given; else classification. ValueError for a list in one cell, as pandas writes it."""
     words, tags = examples.columns
     are_words = words and tags and {*words} <= {*WORDS} and {*tags} <= {*TAGS}  # strings, blanks between
     if are_words or any(isinstance(label, list) for label in examples.labels):
         return "tokens"
     if not classes and all(map(is_number, examples.labels)) and any(float(x) % 1 for x in examples.labels):
         return "regression"
+    for label, where in zip(examples.labels, examples.where):
+        if re.match(r"""\[\s*['"].*\]$""", str(label)):
+            raise ValueError(f"{where}: {label!r} is a list; several labels a text are --kind multilabel")
     return "classification"
 
 
@@ -398,8 +402,8 @@ def ids_of_labels(classes, used):
 
 
 def hold_out(examples, kind):
-    """Examples with labels as prepare() leaves them -> training and validation rows: every tenth of a fixed
-    shuffle is held out, but for those with a class that training would lack."""
+    """Examples with labels as prepare() leaves them -> training and validation rows: a tenth, drawn with a
+    fixed seed, is held out, but for rows of a class that training would lack."""
     order = np.random.default_rng(0).permutation(len(examples.texts))
     held = set(order[:len(order) // 10].tolist())
     if kind != "regression":

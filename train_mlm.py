@@ -109,7 +109,9 @@ def parser():
     add("--masking", default="dynamic", choices=("dynamic", "static"), help="static: the same every epoch")
     add("--mask_unit", default="token", choices=("token", "word", "ngram"),
         help="word: all the tokens of a word; ngram: of one to three words")
-    runtime.add_training_flags(p, beta2=0.98, eps=1e-6)
+    runtime.add_training_flags(
+        p, beta2=0.98, eps=1e-6, length="4 minutes, 10 on CUDA; of a resumed run always that of the whole",
+        batch_size="; default: 64, with --recipe paper 32, on CUDA 256")
     add = runtime.add_machine_flags(p)
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; default: on CUDA")
     add = p.add_argument_group("output").add_argument

@@ -74,8 +74,7 @@ def test_every_kind_learns_and_transformers_agrees(kind, metric, family, finetun
     token = kind == "tags"
     auto = getattr(transformers, f"AutoModelFor{'Token' if token else 'Sequence'}Classification")
     theirs = auto.from_pretrained(tmp_path).eval()
-    prefix = {"add_prefix_space": True} if token and family == "roberta" else {}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, **prefix)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for line in lines[:10]:
         with torch.no_grad():
             if token:
@@ -192,6 +191,9 @@ def test_lora_end_to_end(family, finetuning, files, base, tmp_path, capsys):
     auto = transformers.AutoModelForSequenceClassification
     models = [peft.PeftModel.from_pretrained(theirs, tmp_path / "lora"),
               auto.from_pretrained(tmp_path / "merged"), auto.from_pretrained(tmp_path / "lora")]
+    how = re.search("peft.AutoPeft[^`]+", (tmp_path / "lora" / "README.md").read_text())[0]
+    models.append(eval(how.replace("'NAME'", repr(str(tmp_path / "lora")))))
+    assert models[-1].config.id2label == {0: "bad", 1: "good"}
     for line, expected in zip(lines[:8], probabilities["lora"]):
         for model in models:
             with torch.no_grad():
@@ -653,6 +655,47 @@ def test_a_head_of_the_same_classes_in_another_order(family, finetuning, tmp_pat
     theirs.save_pretrained(tmp_path / "turned")
     finetune.main([*argv, "--dry_run", "--overwrite"])
     assert "turned goes on, though it was trained for other classes" in capsys.readouterr().out
+
+
+def test_classes_that_differ_only_in_case_keep_their_rows(tmp_path):
+    names = ["Polish", "other", "polish"]
+    config = {"model_type": "bert", "id2label": dict(enumerate(names))}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = SimpleNamespace(classifier=torch.nn.Linear(4, 3))
+    before = model.classifier.weight.detach().clone()
+    finetune.sort_classes(model, str(tmp_path), names, host=None)
+    assert torch.equal(model.classifier.weight, before)
+    finetune.sort_classes(model, str(tmp_path), names[::-1], host=None)
+    assert torch.equal(model.classifier.weight, before.flip(0))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_regression_starts_at_the_mean_of_its_targets(family, finetuning, files, tmp_path, capsys):
+    argv = finetuning(tmp_path, "score", family, "--lr", "1e-9")
+    finetune.main(instead_of_epochs(argv, "--max_steps", "1"))
+    train, val = ([float(line.split("\t")[1]) for line in Path(files[name]).read_text().splitlines()[1:]]
+                  for name in ("train_score", "val_score"))
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "classifier.out_proj.bias" if family == "roberta" else "classifier.bias"
+    assert weights[name].item() == pytest.approx(np.mean(train), abs=1e-6)
+    mse = np.mean((np.array(val) - np.mean(train)) ** 2)
+    assert f"always the mean of the training targets: validation mse {mse:.4f}" in capsys.readouterr().out
+
+
+def test_single_texts_for_a_model_of_pairs_are_noticed(finetuning, tmp_path, capsys):
+    finetune.main(instead_of_epochs(finetuning(tmp_path, "pair", "bert"), "--max_steps", "1"))
+    capsys.readouterr()
+    for text, said in (("one\tanother", ""), ("one", "was trained on pairs of texts; here are single ones\n")):
+        use(tmp_path, text)
+        assert capsys.readouterr().err == (f"{tmp_path} {said}" if said else "")
+
+
+def test_of_equal_metrics_the_lower_loss_is_kept(finetuning, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks.Rows, "scores", lambda *arguments: {"accuracy": 0.5})
+    finetune.main(finetuning(tmp_path, "single", "bert"))
+    losses = [line["val_loss"] for line in read_log(tmp_path) if "val_loss" in line]
+    assert losses == sorted(losses, reverse=True)  # 3 epochs of 16 steps
+    assert final(tmp_path)["seeds"][0]["step"] == 48
 
 
 def test_validation_texts_that_are_trained_on_are_counted(finetuning, files, tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_bad_input(base, tmp_path, refused):
         ([*checkpoint, "--score", "a [MASK]"], "text 1: a text with a mask has no score"),
         ([*checkpoint, "--score", "--file", str(tmp_path / "long.txt")], "long.txt, line 1: a text with a"),
         ([*checkpoint, "--score", "--file", str(tmp_path / "pairs.csv")], "line 2: one column of strings is"),
-        ([*checkpoint, "--score", "a", " "], "text 2: a text is wanted"),
+        ([*checkpoint, "--score", "a", " "], "text 2: the text is blank"),
         ([*checkpoint, "--score", "--embed", npy, "a"], "not allowed with argument --score"),
         ([*checkpoint, "--normalize", "a"], "--normalize: no effect here"),
         ([*checkpoint, "--embed", str(tmp_path / "x.txt"), "a"], "x.txt: the name of a .npy file is wanted"),
@@ -110,11 +110,21 @@ def test_bad_input(base, tmp_path, refused):
 def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys, refused):
     finetune.main(finetuning(tmp_path / "lora", "single", "bert", "--train", "lora", "--epochs", "1"))
     capsys.readouterr()
-    for text in (" ", "one\ttwo\tthree", "one\t"):
-        assert "a text, or two with a tab between, is wanted" in refused(
-            predict, ["--checkpoint", str(tmp_path / "lora"), text])
+    for text, message in ((" ", "text 1: the text is blank"), ("one\t", "text 1: the text is blank"),
+                          ("one\ttwo\tthree", "3 texts with tabs between; one or two are wanted")):
+        assert message in refused(predict, ["--checkpoint", str(tmp_path / "lora"), text])
     assert "gives labels; a masked language model is wanted" in refused(
         predict, ["--checkpoint", str(tmp_path / "lora"), "--score", "x"])
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    gone = json.dumps(config | {"base_model_name_or_path": "/no/such/base"})
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "adapter_config.json").write_text(gone)
+    for name in ("adapter_model.safetensors", "base_config.json"):
+        shutil.copy(tmp_path / "lora" / name, tmp_path / "moved")
+    error = refused(predict, ["--checkpoint", str(tmp_path / "moved"), "x"])
+    assert "moved/adapter_config.json: base_model_name_or_path /no/such/base" in error
+    (tmp_path / "moved" / "base_config.json").write_text("{")
+    assert "moved: base_config.json" in refused(predict, ["--checkpoint", str(tmp_path / "moved"), "x"])
     # neither a run nor the adapter itself is written over
     assert "holds a run already" in refused(
         predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora")])

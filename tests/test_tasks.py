@@ -353,6 +353,7 @@ def test_labels_of_another_file_may_be_spelled_otherwise():
     published = tasks.prepare({"train": labelled("1234")}, classes=list(tasks.TASKS["ag_news"].labels))
     assert published.splits["train"].labels == [0, 1, 2, 3]
     assert tasks.clean_label(1.0) == "1" and tasks.clean_label(2.5) == 2.5  # as a .csv beside a .parquet
+    assert tasks.clean_label("-10.0") == "-10" and tasks.clean_label("v2.0") == "v2.0"
     assert tasks.clean_label(float("inf")) == float("inf") and tasks.clean_label(float("nan")) == ""
 
 
@@ -501,6 +502,13 @@ def test_rows_that_nobody_labelled(tmp_path):
     examples = tasks.read_file(write(tmp_path, "snli.csv", "\n".join(rows)))
     with pytest.raises(ValueError, match="line 4: '-' says that there is no gold label"):
         tasks.prepare({"train": examples})
+
+
+def test_a_list_in_a_cell_is_no_class(tmp_path):
+    examples = tasks.read_file(write(tmp_path, "x.csv", "text,label\nsome text,\"['x', 'y']\"\na text,['x']"))
+    with pytest.raises(ValueError, match="line 2: .* is a list; several labels a text are --kind multilabel"):
+        tasks.prepare({"train": examples})
+    assert tasks.prepare({"train": examples}, "multilabel").classes == ["x", "y"]
 
 
 @pytest.mark.parametrize("cells, message", [

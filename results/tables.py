@@ -269,6 +269,13 @@ def processes():
                    f"{result['val_loss']:.4f}"] for result in read("bench_processes.json")["results"]])
 
 
+def corpus():
+    return table(["text", "prepared once in", "start and end", "tokens/s", "validation loss after 200 steps"],
+                 [[f"{result['megabytes']:.1f} MB", f"{result['prepared_in_s']:.0f} s",
+                   f"{result['started_in_s']:.0f} s", f"{result['tokens_per_s']:,.0f}",
+                   f"{result['val_loss']:.2f}"] for result in read("bench_corpus.json")["results"]])
+
+
 def promises():
     """What the soak and the fuzzing found."""
     soak, fuzz, load = read("soak.json"), read("fuzz.json"), read("load.json")
@@ -388,6 +395,12 @@ lengths the rows have as many tokens in all. {command("bench_costs.json")}
 One process, and two of torchrun that share the cores and the batch. {command("bench_processes.json")}
 
 {processes()}
+
+A run on a sixteenth, a quarter and all of the documents of 90 MB of Wikipedia. The tokenizer and the token
+files are made once; every run has its start (torch, word vectors) and its end (evaluation, save).
+{command("bench_corpus.json")}
+
+{corpus()}
 
 ## What holds
 

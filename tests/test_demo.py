@@ -89,7 +89,7 @@ def test_labels_of_a_text_and_of_a_pair(fine_tuned, host, family):
             types = torch.tensor([[0] * (len(a) + 2) + [1] * (len(b) + 1)])
         with torch.no_grad():
             ids = torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]])
-            p = model.eval()(ids, types)[0].softmax(-1)[0].tolist()
+            p = model.eval()(ids, token_type_ids=types)[0].softmax(-1)[0].tolist()
         expected = sorted(zip(model.config.id2label.values(), p), key=lambda pair: -pair[1])
         assert bars(demo.classify(model, tokenizer, kind, host, *texts)) == [
             (name, f"{value:.1%}") for name, value in expected]

@@ -519,7 +519,7 @@ def test_help_has_every_default_and_preset(capsys):
     for action in parser._actions:  # a default is said, by argparse or in words
         if action.option_strings and action.default is None and action.nargs != 0:
             said = action.help and "default" in action.help
-            assert said or action.dest in ("max_steps", "epochs"), action.dest
+            assert said or action.dest in ("epochs", "max_minutes"), action.dest
 
 
 def test_dry_run_writes_no_checkpoint(flags, tmp_path, capsys):

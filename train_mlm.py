@@ -497,6 +497,9 @@ class Report:
         parameters = sum(p.numel() for p in model.parameters())
         if state:
             host.say(f"resuming {args.out_dir} at step {step:,}")
+            if runtime.share_done(step, elapsed, max_steps, args) >= 1:
+                host.say("its length is reached, and only the last evaluation left; a greater --max_steps, "
+                         "--epochs or --max_minutes goes on")
             log.write(resumed_at=step, **vars(args))  # some may have changed
         else:
             log.write(**vars(args), unigram_nats=self.unigram, parameters=parameters, processes=host.world,
@@ -602,9 +605,6 @@ def train(args, state, host):
     parallel = wrap(model, rows, val_batches, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)
-    if state and runtime.share_done(step, elapsed, max_steps, args) >= 1:
-        host.say("its length is reached, and only the last evaluation left; a greater --max_steps, --epochs "
-                 "or --max_minutes goes on")
     if args.init_from != "scratch" and not state:  # what the checkpoint knows of this text already
         report.validation(0, evaluate(model, val_batches, host), elapsed)
 

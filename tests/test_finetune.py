@@ -685,7 +685,8 @@ def test_a_regression_starts_at_the_mean_of_its_targets(family, finetuning, file
 def test_single_texts_for_a_model_of_pairs_are_noticed(finetuning, tmp_path, capsys):
     finetune.main(instead_of_epochs(finetuning(tmp_path, "pair", "bert"), "--max_steps", "1"))
     capsys.readouterr()
-    for text, said in (("one\tanother", ""), ("one", "was trained on pairs of texts; here are single ones\n")):
+    warning = "was trained on pairs of texts; here are single ones\n"
+    for text, said in (("one\tanother", ""), ("one", warning)):
         use(tmp_path, text)
         assert capsys.readouterr().err == (f"{tmp_path} {said}" if said else "")
 

@@ -1,7 +1,7 @@
 """
 Damaged and hostile files of every kind that is read: each gives a result, or an error of one line.
 
-    python tests/fuzz.py --cases 20000 --json results/fuzz.json    # of each kind; test_fuzz.py takes 100
+    python tests/fuzz.py --cases 20000 --json results/fuzz.json    # of each kind; test_fuzz.py takes 200
     python tests/fuzz.py --kinds config.json --cases 500 --seed 1
 
 A case is a file that is right, with bytes changed, or if it is JSON, with a value in it replaced. What fails

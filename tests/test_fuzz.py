@@ -7,5 +7,5 @@ import fuzz
 
 @pytest.mark.parametrize("name", fuzz.KINDS)
 def test_damaged_files_are_read_or_refused(name):
-    _, refused, failures = fuzz.fuzz(name, cases=100, seed=0)
+    _, refused, failures = fuzz.fuzz(name, cases=200, seed=0)
     assert not failures and refused

@@ -442,10 +442,21 @@ def load(folder):
 
 ORDER, PAIRS, MASKS, DROPOUT = 1, 2, 3, 4  # what a random number is for
 
+class Key(np.random.bit_generator.ISeedSequence):
+    """A key for Philox as it is; its own argument `key` has it ask the system for entropy first, which takes
+    as long as everything else here."""
+
+    def __init__(self, *key):
+        self.key = np.array(key, np.uint64)
+
+    def generate_state(self, n_words, dtype=None):
+        return self.key
+
+
 def random_numbers(seed, purpose, epoch, row=0):
     """Philox is a counter run through a cipher: with a key and a counter of its own, every row of every epoch
     has a stream of its own, and there is nothing to remember."""
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, epoch]))
+    return np.random.Generator(np.random.Philox(Key(seed, purpose), counter=[0, 0, row, epoch]))
 
 
 def dropout_seed(seed, step, rank):

@@ -295,7 +295,7 @@ class Best:
                        **{f"val_{name}": value for name, value in scores.items()})
 
     def evaluate(self, model, split):
-        size = max(1, self.args.batch_size // (self.args.accumulation * self.host.world))
+        size = max(1, self.args.batch_size // self.args.accumulation)
         outputs = tasks.logits_of(model, self.rows[split], size, self.host)
         return self.rows[split].scores(outputs, self.classes), outputs
 
@@ -368,8 +368,8 @@ def train(args, model, rows, seed, best, log, host):
         micro_batches = np.array_split(mine, min(args.accumulation, len(mine)))
         total = torch.zeros((), device=host.device)
         for i, micro in enumerate(micro_batches):
-            inputs = host.to_device(rows.inputs(micro))
-            targets = torch.from_numpy(rows.targets(micro)).to(host.device)
+            inputs = host.to_device(rows.inputs(micro) | {"targets": rows.targets(micro)})
+            targets = inputs.pop("targets")
             with host.sync(parallel, last=i == len(micro_batches) - 1):
                 with host.autocast(inputs["input_ids"].shape[1]):
                     logits, _ = parallel(**inputs)

@@ -34,6 +34,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# cuDNN's attention plans anew for every length of a row, and some versions round dropout to sixteenths.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 import tokenizer as tokenizers
 
 MODELS = ("bert", "roberta", "albert")  # the model files; a fourth is a new file, and its name here
@@ -266,10 +269,11 @@ class Host:
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, error, *rest):
         if self.lock is not None:
             os.close(self.lock)
-        if dist.is_initialized():
+        # NCCL waits here for all processes; one with an error may be alone
+        if dist.is_initialized() and error in (None, Stop):
             dist.destroy_process_group()
 
     def say(self, *words):
@@ -380,12 +384,16 @@ def one_line_errors(script):
         # BackendCompilerFailed and the like; by name, as to import them takes a second
         if not any(cls.__module__.startswith("torch._dynamo") for cls in type(error).__mro__):
             raise
-        message, speaks = f"torch.compile failed; leave out --compile: {first_line(error)}", True
+        message = f"torch.compile failed; leave out --compile, or give --no-compile: {first_line(error)}"
+        speaks = True
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if speaks:
         print(f"{script}: {message}", file=sys.stderr)
+    if dist.is_initialized():  # the others may wait for this process; torchrun ends them when it is gone
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 

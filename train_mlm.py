@@ -49,9 +49,10 @@ RECIPES = {
                   sinusoids=False, neighbours=False),
 }
 DEFAULTS = {
-    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, compile=False),
+    "cpu": dict(seq_length=64, max_minutes=4.0, log_interval=100, eval_interval=250, save_interval=1000,
+                compile=False),
     "cuda": dict(seq_length=128, batch_size=256, max_minutes=10.0, softmax="full", log_interval=50,
-                 eval_interval=1000, compile=True),
+                 eval_interval=1000, save_interval=5000, compile=True),
 }
 LENGTHS = ("max_steps", "epochs", "max_minutes")  # a run has one of these
 FRESH = ("unigram_bias", "word_vectors", "sinusoids", "neighbours")  # flags of runs from scratch only
@@ -118,7 +119,7 @@ def parser():
     add("--out_dir", help="default: out/MODEL")
     add("--log_interval", type=runtime.positive_int, help="steps; default: 100, on CUDA 50")
     add("--eval_interval", type=runtime.positive_int, help="steps; default: 250, on CUDA 1000")
-    add("--save_interval", type=runtime.positive_int, default=1000, help="steps")
+    add("--save_interval", type=runtime.positive_int, help="steps; default: 1000, on CUDA 5000")
     add("--eval_rows", type=runtime.not_negative_int, default=1024,
         help="validation rows, evenly spaced; 0: all")
     runtime.add_output_flags(add)

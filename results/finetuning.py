@@ -29,7 +29,7 @@ TASKS = {  # flags that keep a run within minutes; what is trained has no flag b
     "rte": "--epochs 3 --max_length 128",
     "ag_news": "--epochs 1 --eval_interval 157",
     "sst2": "--epochs 1 --eval_interval 527",
-    "mnli": "--epochs 1 --eval_interval 320 --max_length 128",
+    "mnli": "--epochs 3 --eval_interval 647 --max_length 128",
 }
 
 

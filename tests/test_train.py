@@ -820,7 +820,7 @@ def test_a_compilation_that_fails_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit, runtime.one_line_errors("x.py"):
         raise InductorError(RuntimeError("no C++ compiler"), None)
     assert exit.value.code == 2
-    assert re.fullmatch(r"x\.py: torch\.compile failed; leave out --compile: .*no C\+\+ compiler.*\n",
+    assert re.fullmatch(r"x\.py: torch\.compile failed; leave out --compile, .*no C\+\+ compiler.*\n",
                         capsys.readouterr().err)
 
 

@@ -23,6 +23,14 @@ def streams(n, seed=0):
     return [data.random_numbers(seed, data.MASKS, 0, row) for row in range(n)]
 
 # -----------------------------------------------------------------------------
+# random numbers
+
+def test_a_row_has_the_stream_of_its_key_and_counter():
+    philox = np.random.Philox(key=[2**63 - 1, data.PAIRS], counter=[0, 0, 7, 3])
+    ours = data.random_numbers(2**63 - 1, data.PAIRS, epoch=3, row=7)
+    assert (ours.random(9) == np.random.Generator(philox).random(9)).all()
+
+# -----------------------------------------------------------------------------
 # reading text
 
 def test_text_files_have_a_paragraph_a_line_and_blank_lines_between_documents(tmp_path):

@@ -238,6 +238,21 @@ def test_the_device_has_an_index(name, index, monkeypatch):
         assert chosen == [host.device] == [torch.device("cuda", index)]
 
 
+@pytest.mark.parametrize("error, ends", [
+    (OSError("the disk is full"), [2]), (runtime.Stop("stopped", 130), ["destroyed"])])
+def test_after_an_error_no_process_waits_for_the_others(error, ends, monkeypatch):
+    """NCCL's destroy_process_group() waits for all of them, and they may wait for this one. A Stop is
+    agreed."""
+    args, ended = train_mlm.parser().parse_args(["--device", "cpu", "--threads", "1"]), []
+    host = runtime.Host(args)
+    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: ended == [])
+    monkeypatch.setattr(runtime.dist, "destroy_process_group", lambda: ended.append("destroyed"))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(SystemExit), runtime.one_line_errors("x.py"), host:
+        raise error
+    assert ended == ends
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/cpuinfo")
 def test_the_precision_does_not_depend_on_what_else_runs():
     """It was timed once: beside two busy programs bfloat16 lost to float32, and a run took twice as long."""

@@ -541,5 +541,6 @@ if __name__ == "__main__":
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     ids = torch.randint(1000, 2000, (4, 32))    # 4 rows of 32 tokens, of which each predicts 3
     positions = torch.tensor([[3, 7, 19]] * 4)
-    loss, parts = model(ids, positions, ids.gather(1, positions), sentence_labels=torch.tensor([0, 1, 0, 1]))
+    loss, parts = model(ids, positions=positions, labels=ids.gather(1, positions),
+                        sentence_labels=torch.tensor([0, 1, 0, 1]))
     print({name: round(value.item(), 3) for name, value in parts.items()}, "; ln V is 10.326, ln 2 is 0.693")

@@ -145,7 +145,7 @@ def headline():
 
 # what small implementations publish, and the logs of ours, a seed each; times are the first one's
 EXPERIMENTS = [
-    ("BERT of 10.4 M on WikiText-2", 657, ["bert-10m-vectors-0"]),
+    ("BERT of 10.4 M on WikiText-2", 657, ["bert-10m-vectors-0", "bert-10m-vectors-1"]),
     ("the same, word embeddings as drawn", 657, ["bert-10m-0", "bert-10m-1", "bert-10m-2"]),
 ]
 
@@ -330,8 +330,8 @@ more than a second layer.
 
 Ours: 2.05 M words of Wikipedia articles, the size of WikiText-2, for three epochs, with the vocabulary of
 `bert-base-uncased` (`wiki` is a folder with the text and `vocab.txt`). Text and tokenizer are not the same as
-theirs, so compare the order of magnitude. Times are of two threads in the first row and of one, beside other
-work, in the second.
+theirs, so compare the order of magnitude. Times are the first seed's: of two threads in the first row and of
+one, beside other work, in the second.
 
 {experiments()}
 
@@ -341,8 +341,8 @@ width 256, with 8,192 tokens of its own:
 
 {two_hours()}
 
-One epoch of SST-2 and of MNLI (41,000 rows) from there, and of AG News (10,000 rows) from the encoder of the
-next section, by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks sst2 --runs full --init_from
+From there one epoch of SST-2 and three of MNLI (41,000 rows), and from the encoder of the next section one of
+AG News (10,000 rows), by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks sst2 --runs full --init_from
 {ROBERTA_18M}` and `--tasks mnli --runs full --init_from {ALBERT}`; without pretraining
 `--init_from "{SCRATCH}"` and
 `"{SCRATCH_ALBERT}"`:

@@ -6,12 +6,15 @@ import inspect
 import importlib.util
 import json
 import math
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from torch.nn import functional as F
+
+from conftest import ROOT
 
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}
 TINY = dict(vocab_size=120, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
@@ -415,3 +418,12 @@ def test_roberta_positions_are_those_of_fairseq():
     embeddings.position.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     embeddings(torch.tensor([[0, 9, 9, 2, 1, 1], [1, 1, 0, 9, 9, 2]]), None)
     assert seen[0].tolist() == [[2, 3, 4, 5, 1, 1], [1, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_example_at_the_end_of_a_file_runs(family, capsys):
+    """Fresh weights predict ids and pairs no better than by chance: ln V and ln 2."""
+    module = runpy.run_path(str(ROOT / f"{family}.py"), run_name="__main__")
+    parts = ast.literal_eval(capsys.readouterr().out.splitlines()[-1].partition(";")[0])
+    assert parts["mlm_loss"] == pytest.approx(math.log(module["Config"]().vocab_size), abs=0.2)
+    assert parts.get("sentence_loss", math.log(2)) == pytest.approx(math.log(2), abs=0.2)

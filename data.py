@@ -573,9 +573,9 @@ class Rows:
         label = np.where(some, rng.random(len(own)) < 0.5, -100)
         return np.stack([cut, start + own, label, np.where(some, head, 0), np.where(some, tail, W)])
 
-    def sentence_labels(self, epoch=0):
-        """Of the windows of an epoch: 0 or 1, -100 where there is nothing to judge."""
-        return self.pairs(epoch)[2]
+    def sentence_labels(self):
+        """Of the windows of the first epoch: 0 or 1, -100 where there is nothing to judge."""
+        return self.pairs(0)[2]
 
     def nsp_partners(self, at, cut, rng):
         """Windows cut at the places `at` of the stream, `cut` counted in the window -> of each the window

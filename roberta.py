@@ -110,14 +110,14 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = config.attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # applied inside the fused kernel
 
     def forward(self, x, context, attn_mask):
         """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer: there
         x is the positions to return."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout.p if self.training else 0.0
         # no causal mask, unlike GPT: every token sees those before it and those after it
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, nh, Q, D) -> (B, Q, H)
@@ -417,10 +417,13 @@ def load_checkpoint(cls, path_or_name, overrides):
             if not {"num_labels", "id2label"} & set(overrides) or not key.startswith("classifier."):
                 raise ValueError(f"{path}: {key} has the shape {tuple(weights[key].shape)}, not {shape}")
             del weights[key]  # a head for other classes
-    for key in sorted(weights.keys() ^ set(keys.values())):  # that only the file has, or only the model
-        if not key.startswith(HEADS) and (key in weights or key.startswith(BASE)):
-            raise ValueError(f"{path}: {'nothing uses' if key in weights else 'the checkpoint lacks'} {key}")
-        if key in TIED and not torch.equal(weights[key], weights.get(TIED[key], weights[key])):
+    for key in sorted(set(keys.values()) - set(weights)):
+        if key.startswith(BASE) and not key.startswith(HEADS):
+            raise ValueError(f"{path}: the checkpoint lacks {key}")
+    for key in sorted(set(weights) - set(keys.values())):
+        if not key.startswith(HEADS):
+            raise ValueError(f"{path}: nothing uses {key}")
+        if TIED.get(key) in weights and not torch.equal(weights[key], weights[TIED[key]]):
             raise ValueError(f"{path}: {key} differs from {TIED[key]}; here they are one")
 
     model.to_empty(device="cpu")
@@ -482,10 +485,9 @@ def check_config(config):
         raise ValueError(f"config: {heads} heads do not divide a width of {width}")
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"config: hidden_act {config.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
-    problems = ("regression", "single_label_classification", "multi_label_classification", None)
-    if config.problem_type not in problems:
-        raise ValueError(f"config: problem_type {config.problem_type!r} is none of "
-                         f"{', '.join(problems[:-1])}")
+    problems = ("regression", "single_label_classification", "multi_label_classification")
+    if config.problem_type not in (None, *problems):
+        raise ValueError(f"config: problem_type {config.problem_type!r} is none of {', '.join(problems)}")
     if config.pad_token_id >= config.vocab_size:
         raise ValueError(f"config: pad_token_id {config.pad_token_id} in a vocabulary of {config.vocab_size}")
     if not config.id2label:

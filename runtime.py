@@ -224,11 +224,9 @@ def build_model(module, head, args, tokenizer, **options):
 
 def set_dropout(model, p):
     """In the modules, for this run, unless p is None. The config, and so the checkpoint, keeps its own."""
-    for module in model.modules() if p is not None else ():
-        if isinstance(module, torch.nn.Dropout):
+    for module in model.modules():
+        if p is not None and isinstance(module, torch.nn.Dropout):
             module.p = p
-        elif isinstance(getattr(module, "dropout", None), (int, float)):  # of attention
-            module.dropout = p
     return model
 
 # -----------------------------------------------------------------------------

@@ -613,8 +613,8 @@ def scores(kind, labels, outputs, classes=(), threshold=0.5):
                   "macro_precision": precision[present].mean(), "macro_recall": recall[present].mean(),
                   "mcc": mcc(matrix)}
         if kind == "tokens":  # micro-averaged over the tags but "O"; where there is no "O", the accuracy
-            inside = counts[:, [name != "O" for name in classes]]
-            _, _, [values["token_f1"]], _ = by_class(*inside.sum(1, keepdims=True))
+            hits, labelled, predicted = counts[:, [name != "O" for name in classes]].sum(1)
+            values["token_f1"] = 2 * hits / max(1, labelled + predicted)
         elif len(matrix) == 2:
             values["f1"] = f1[1]
     return {name: float(value) for name, value in values.items()}
@@ -650,11 +650,10 @@ def above(outputs, threshold):
 
 def best_threshold(rows, outputs):
     """-> of 0.01, 0.02, ... the threshold of the best micro F1, the nearest to 0.5 of equal ones; this F1."""
-    labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
-    f1 = {}
-    for threshold in np.arange(1, 100) / 100:
-        counts, _ = count(rows.kind, labels, outputs, threshold)
-        _, _, [f1[threshold.item()]], _ = by_class(*counts.sum(1, keepdims=True))
+    labels, outputs, f1 = rows.flat(rows.labels), rows.flat(outputs), {}
+    for threshold in (np.arange(1, 100) / 100).tolist():
+        predicted = above(outputs, threshold)
+        f1[threshold] = 2 * (labels & predicted).sum() / max(1, labels.sum() + predicted.sum())
     best = max(f1, key=lambda threshold: (f1[threshold], -abs(threshold - 0.5)))
     return best, f1[best]
 

@@ -321,7 +321,7 @@ def test_dropout_is_of_the_run_and_not_of_its_checkpoint(model, flags, tmp_path,
     def look(loss, *arguments):
         backward(loss, *arguments)
         seen.append({node.p for node in built[-1].modules() if isinstance(node, torch.nn.Dropout)}
-                    | {node.dropout for node in built[-1].modules() if hasattr(node, "num_heads")})
+                    | {node.dropout.p for node in built[-1].modules() if hasattr(node, "num_heads")})
     built, make = [], train_mlm.make_optimizers
     monkeypatch.setattr(train_mlm, "make_optimizers", lambda model, args: built.append(model)
                         or make(model, args))

@@ -210,11 +210,11 @@ def start_reader():
 
 
 def docstrings(file):
-    """The docstrings of a Python file, in order; none if it is not Python of this version."""
+    """The docstrings of a Python file, in order; none if it cannot be read, or by this version of Python."""
     try:
         with open(file, encoding="utf-8") as f:
             tree = ast.parse(f.read())
-    except (SyntaxError, ValueError):  # templates and test data are not all Python
+    except (SyntaxError, ValueError, OSError):  # templates and test data are not all Python; a dead link
         return []
     texts, nodes = [], [tree]
     for node in nodes:  # it grows; ast.walk would visit every expression, too
@@ -552,8 +552,8 @@ class Rows:
         own, W, sentences = np.arange(end - start), self.width, self.tokens.sentences
         first = self.offsets(start + own)
         rng = random_numbers(self.seed, PAIRS, epoch)
-        # A window is cut where a sentence begins, but no document: at one of sentences[low:high], drawn at
-        # random, or in its middle if there is none. For SOP those on both sides of the cut have to be whole.
+        # A window is cut where a sentence begins that begins no document: at one of sentences[low:high],
+        # drawn at random, or in its middle if there is none. For SOP those on both sides of it are whole.
         if self.task == "sop":
             place = np.searchsorted(self.bounds, sentences)
             low = np.searchsorted(self.bounds[place - 1], first)
@@ -658,8 +658,9 @@ def mask_tokens(ids, k, streams, tokenizer, unit="token"):
     "word" whole words (in byte-level BPE those begin with a space, as in fairseq), "ngram" spans of one to
     three words, of n with a probability in proportion to 1/n (ALBERT, section 4.1).
 
-    Returns input_ids (B, T); positions (B, k), ascending; labels (B, k), the tokens that stood there, and
-    -100 where a row has fewer tokens to choose or the next word would be too long.
+    Returns input_ids (B, T); positions (B, k), ascending, those without a target last; labels (B, k), the
+    tokens that stood there, and -100 where a row has fewer tokens to choose or the next word would be too
+    long.
     """
     T = ids.shape[1]
     special = np.isin(ids, tokenizer.special_ids)

@@ -341,15 +341,15 @@ def train(args, model, rows, seed, best, log, host):
     eval_interval = args.eval_interval or per_epoch
     result = dict(seed=seed, scores=None, since_best=0, curve=[])
 
-    step, line_step, history = 0, 0, []  # history: the loss of each step since the last line
-    start = line_time = time.monotonic()
+    step, line_step, history = 0, 0, []  # history: loss and gradient norm of each step since the last line
+    start = line_time = time.perf_counter()
     paused = 0.0  # seconds of evaluating and saving
     while True:
         if step % per_epoch == 0:  # a new order of the rows
             rng = data.random_numbers(seed, data.ORDER, step // per_epoch)
             batches = tasks.batches_by_length(rows.lengths, args.batch_size, rng)
         # every process stops at the same step
-        signals, elapsed = host.total(len(host.signals), (time.monotonic() - start) / host.world)
+        signals, elapsed = host.total(len(host.signals), (time.perf_counter() - start) / host.world)
         progress = runtime.share_done(step, elapsed, max_steps, args)
         if signals or progress >= 1 or args.patience and result["since_best"] >= args.patience:
             break
@@ -388,7 +388,7 @@ def train(args, model, rows, seed, best, log, host):
         if step % args.log_interval == 0 or eval_due or step == 1:
             mean_loss, norm = runtime.mean_of_steps(history, step, best.kept(), host)
             history = []
-            now = time.monotonic()
+            now = time.perf_counter()
             step_seconds = (now - line_time) / (step - line_step)
             left = (max_steps - step) * step_seconds if max_steps else 60 * args.max_minutes - (now - start)
             lr, epoch = runtime.learning_rate(args.lr, progress, args), step / per_epoch
@@ -398,10 +398,10 @@ def train(args, model, rows, seed, best, log, host):
                       rows_per_s=round(args.batch_size / step_seconds, 1), elapsed_s=round(now - start, 1))
             if eval_due and not args.dry_run:
                 best.evaluate_and_keep(model, step, result)
-            line_step, line_time = step, time.monotonic()
+            line_step, line_time = step, time.perf_counter()
             paused += line_time - now
 
-    train_seconds = time.monotonic() - start - paused
+    train_seconds = time.perf_counter() - start - paused
     runtime.mean_of_steps(history, step, best.kept(), host)  # weights that are not finite are not saved
     evaluated = result["curve"] and result["curve"][-1][0] == step
     if step and not evaluated and not args.dry_run and not (signals and best.scores):

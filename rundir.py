@@ -179,7 +179,7 @@ def check_disk(flag, folder, needed=0):
     """OSError that names the flag if the folder takes no files, or if the disk has no room for that many
     bytes. What a run before has left there is room, too."""
     place = os.path.abspath(folder)
-    while not os.path.exists(place):  # it is made later
+    while not os.path.exists(place) and place != os.path.dirname(place):  # it is made later
         place = os.path.dirname(place)
     try:
         with tempfile.TemporaryFile(dir=place):

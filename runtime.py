@@ -271,7 +271,7 @@ class Host:
         if self.lock is not None:
             os.close(self.lock)
         # NCCL waits here for all processes; one with an error may be alone
-        if dist.is_initialized() and error in (None, Stop):
+        if self.world > 1 and error in (None, Stop):
             dist.destroy_process_group()
 
     def say(self, *words):
@@ -389,7 +389,8 @@ def one_line_errors(script):
             signal.signal(number, handler)
     if speaks:
         print(f"{script}: {message}", file=sys.stderr)
-    if dist.is_initialized():  # the others may wait for this process; torchrun ends them when it is gone
+    if dist.is_available() and dist.is_initialized():
+        # the others may wait for this process; torchrun ends them when it is gone
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

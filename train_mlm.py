@@ -610,15 +610,15 @@ def train(args, state, host):
         report.validation(0, evaluate(model, val_batches, host), elapsed)
 
     host.catch_signals()  # from now on Ctrl-C lets the step end and saves
-    start = time.monotonic() - elapsed  # this clock is never set, and stands while a laptop sleeps
+    start = time.perf_counter() - elapsed  # this clock is never set, and stands while a laptop sleeps
     kept = f"what was saved at step {step} is kept" if step else "nothing had been saved"
-    # Reads the batches of the next step while this one computes. They depend on the step alone: none is lost.
+    # Reads the batches of the next step while this one computes. None is lost: a resume reads them again.
     reader = ThreadPoolExecutor(1)
     upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
     while True:
         batches = upcoming.result()
         counts = map(sum, zip(*map(count_targets, batches)))  # targets and pairs of this process
-        elapsed = (time.monotonic() - start) / host.world
+        elapsed = (time.perf_counter() - start) / host.world
         # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
         all_targets, all_pairs, signals, elapsed = host.total(*counts, len(host.signals), elapsed)
         progress = runtime.share_done(step, elapsed, max_steps, args)
@@ -657,7 +657,7 @@ def train(args, state, host):
         save_due = step % args.save_interval == 0
         if log_due or eval_due or save_due:
             means = runtime.mean_of_steps(history, step, kept, host)
-            elapsed = time.monotonic() - start
+            elapsed = time.perf_counter() - start
             if log_due:
                 report.training(step, means, progress, elapsed)
                 history = []
@@ -666,10 +666,10 @@ def train(args, state, host):
             if save_due:
                 save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
                 kept = f"what was saved at step {step} is kept"
-            report.last_time += time.monotonic() - start - elapsed  # this does not count for the speed
+            report.last_time += time.perf_counter() - start - elapsed  # this does not count for the speed
 
     runtime.mean_of_steps(history, step, kept, host)  # weights that are not finite are not saved
-    elapsed = time.monotonic() - start
+    elapsed = time.perf_counter() - start
     if step or not signals:  # a signal before the first step leaves nothing to save
         save(args, host, log, model, rows.tokenizer, optimizers, step, elapsed, history)
     if signals:

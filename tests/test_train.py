@@ -245,6 +245,7 @@ def test_after_an_error_no_process_waits_for_the_others(error, ends, monkeypatch
     agreed."""
     args, ended = train_mlm.parser().parse_args(["--device", "cpu", "--threads", "1"]), []
     host = runtime.Host(args)
+    host.world = 2
     monkeypatch.setattr(runtime.dist, "is_initialized", lambda: ended == [])
     monkeypatch.setattr(runtime.dist, "destroy_process_group", lambda: ended.append("destroyed"))
     monkeypatch.setattr(os, "_exit", ended.append)

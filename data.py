@@ -444,7 +444,7 @@ ORDER, PAIRS, MASKS, DROPOUT = 1, 2, 3, 4  # what a random number is for
 
 class Key(np.random.bit_generator.ISeedSequence):
     """A key for Philox as it is; its own argument `key` has it ask the system for entropy first, which takes
-    as long as everything else here."""
+    twice as long as all else here."""
 
     def __init__(self, *key):
         self.key = np.array(key, np.uint64)

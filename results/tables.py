@@ -342,8 +342,8 @@ width 256, with 8,192 tokens of its own:
 {two_hours()}
 
 From there one epoch of SST-2 and three of MNLI (41,000 rows), and from the encoder of the next section one of
-AG News (10,000 rows), by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks sst2 --runs full --init_from
-{ROBERTA_18M}` and `--tasks mnli --runs full --init_from {ALBERT}`; without pretraining
+AG News (10,000 rows), by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks sst2 --runs full
+--init_from {ROBERTA_18M}` and `--tasks mnli --runs full --init_from {ALBERT}`; without pretraining
 `--init_from "{SCRATCH}"` and
 `"{SCRATCH_ALBERT}"`:
 

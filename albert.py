@@ -118,7 +118,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, context, attn_mask):
         """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer: there
-        x is the positions to return."""
+        x is the positions to return. attn_mask (B, 1, 1, T): where to look; None: everywhere."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout.p if self.training else 0.0
@@ -423,9 +423,10 @@ def load_checkpoint(cls, path_or_name, overrides):
     for name, parameter in model.state_dict().items():
         key, shape = keys[name], tuple(parameter.shape)
         if key in weights and weights[key].shape != shape:
-            if not {"num_labels", "id2label"} & set(overrides) or not key.startswith("classifier."):
+            if key.startswith("classifier.") and {"num_labels", "id2label"} & set(overrides):
+                del weights[key]  # a head for other classes
+            else:
                 raise ValueError(f"{path}: {key} has the shape {tuple(weights[key].shape)}, not {shape}")
-            del weights[key]  # a head for other classes
     for key in sorted(set(keys.values()) - set(weights)):
         if key.startswith(BASE) and not key.startswith(HEADS):
             raise ValueError(f"{path}: the checkpoint lacks {key}")
@@ -478,15 +479,20 @@ def read_config(path, overrides):
 def check_config(config):
     """Fill in id2label. ValueError for a value of the wrong type, out of range, or at odds with another."""
     for field in fields(config):
-        value, limit = getattr(config, field.name), 1000 if field.name == "num_hidden_layers" else 10**7
-        least = 0 if field.name == "pad_token_id" else 1
-        if field.type is int and (type(value) is not int or not least <= value <= limit):
-            raise ValueError(f"config: {field.name} = {value!r} is no whole number from {least} to {limit:,}")
-        kinds = (int, float) if field.type is float else field.type
-        if value is not field.default and not isinstance(value, kinds):  # a default may be None
-            raise ValueError(f"config: {field.name} = {value!r} is no {field.type.__name__}")
-        if field.type is float and value is not None and not 0 <= value <= 1:
-            raise ValueError(f"config: {field.name} = {value!r} is not between 0 and 1")
+        name, value = field.name, getattr(config, field.name)
+        if value is None and field.default is None:
+            continue
+        if field.type is int:
+            least = 0 if name == "pad_token_id" else 1
+            most = 1000 if name == "num_hidden_layers" else 10**7
+            fits = type(value) is int and least <= value <= most
+            wanted = f"a whole number from {least} to {most:,}"
+        elif field.type is float:
+            fits, wanted = isinstance(value, (int, float)) and 0 <= value <= 1, "a number from 0 to 1"
+        else:
+            fits, wanted = isinstance(value, field.type), f"a {field.type.__name__}"
+        if not fits:
+            raise ValueError(f"config: {name} is {value!r}, not {wanted}")
     if config.initializer_range == 0:
         raise ValueError("config: initializer_range is 0, and all fresh weights would be the same")
     heads, width = config.num_attention_heads, config.hidden_size

@@ -496,10 +496,10 @@ class Rows:
     static: every epoch has the same windows, pairs and masks, in another order, as the first BERT's.
     """
 
-    def __init__(self, tokens, tokenizer, length, task=None, seed=0, static=False):
-        self.tokens, self.tokenizer, self.length, self.task = tokens, tokenizer, length, task
+    def __init__(self, split, tokenizer, length, task=None, seed=0, static=False):
+        self.split, self.tokenizer, self.length, self.task = split, tokenizer, length, task
         self.seed, self.static, self.width = seed, static, length - (3 if task else 2)
-        N, W = len(tokens.tokens), self.width
+        N, W = len(split.tokens), self.width
         if W < 2:
             raise ValueError(f"rows of {length} tokens leave no room for text")
         if N < W:
@@ -507,7 +507,7 @@ class Rows:
         self.plan = functools.lru_cache(maxsize=2)(self.plan)  # of two epochs: a batch may have rows of both
         if task:
             # where sentences begin, and the end of the last one
-            self.bounds = np.append(np.union1d(tokens.documents, tokens.sentences), N)
+            self.bounds = np.append(np.union1d(split.documents, split.sentences), N)
             self.starts = sentence_windows(self.bounds, W)
             self.epoch_length = len(self.starts) * W  # in tokens
         else:  # N, so that no token is seen twice; but only whole windows can be the same in every epoch
@@ -516,13 +516,13 @@ class Rows:
     @functools.cached_property
     def unigram_probs(self):
         """(V,): the unigram probability of each id, with add-one smoothing: none is 0."""
-        tokens, V = self.tokens.tokens, self.tokenizer.vocab_size
+        tokens, V = self.split.tokens, self.tokenizer.vocab_size
         parts = np.array_split(tokens, 1 + len(tokens) // 10**7)  # to keep the memory small
         counts = 1 + sum(np.bincount(part, minlength=V) for part in parts)
         return counts / counts.sum()
 
     def window_range(self, epoch):
-        """-> the first window of an epoch and of the next one. Rows are numbered alike."""
+        """-> the first window of an epoch and of the next one; the numbers of its rows are the same."""
         L, W = self.epoch_length, self.width
         return -(-epoch * L // W), -(-(epoch + 1) * L // W)
 
@@ -530,7 +530,7 @@ class Rows:
         """Window numbers -> the places of their first tokens in the stream."""
         if self.task:
             return self.starts[windows % len(self.starts)]
-        return windows * self.width % len(self.tokens.tokens)
+        return windows * self.width % len(self.split.tokens)
 
     def __len__(self):
         """Rows in the first epoch."""
@@ -549,7 +549,7 @@ class Rows:
         """For the windows of an epoch -> (5, windows), int64: where A ends and B begins; the window that B is
         from; the label; and for SOP the two ends of the text in which A and B change places."""
         start, end = self.window_range(epoch)
-        own, W, sentences = np.arange(end - start), self.width, self.tokens.sentences
+        own, W, sentences = np.arange(end - start), self.width, self.split.sentences
         first = self.offsets(start + own)
         rng = random_numbers(self.seed, PAIRS, epoch)
         # A window is cut where a sentence begins that begins no document: at one of sentences[low:high],
@@ -561,8 +561,8 @@ class Rows:
         else:
             low, high = np.searchsorted(sentences, first + 1), np.searchsorted(sentences, first + W)
         some, draw = high > low, rng.random(len(own))
-        # the middle moves back from the [SEP] and the first token of a document: B is to go on with A's last
-        begins = lambda at: np.isin(at % len(self.tokens.tokens), self.tokens.documents)
+        # a middle at a [SEP], or at a document's first token, moves back: B is to go on with A's last document
+        begins = lambda at: np.isin(at % len(self.split.tokens), self.split.documents)
         middle = first + W // 2
         cut = (W // 2 - begins(middle + 1) - 2 * begins(middle)).clip(min=1)
         cut[some] = sentences[low[some] + (draw * (high - low))[some].astype(np.int64)] - first[some]
@@ -589,7 +589,7 @@ class Rows:
         by_cut = shuffled[np.argsort(cut[shuffled], kind="stable")]
         rank = np.arange(n) - np.searchsorted(cut[by_cut], cut[by_cut])  # of a window among those cut alike
         a, b = by_cut[:-1], by_cut[1:]
-        document = np.searchsorted(self.tokens.documents, at, side="right")
+        document = np.searchsorted(self.split.documents, at, side="right")
         # the first with the second, the third with the fourth: nobody is in two exchanges
         eligible = (rank[:-1] % 2 == 0) & (cut[a] == cut[b]) & (document[a] != document[b])
         a, b = a[eligible], b[eligible]
@@ -607,7 +607,7 @@ class Rows:
         It is the whole sentences of the document in which the cut is. What the window has around them stays,
         so that no broken sentence and no [SEP] gives the label away.
         """
-        bounds, documents = self.bounds, np.append(self.tokens.documents, self.bounds[-1])
+        bounds, documents = self.bounds, np.append(self.split.documents, self.bounds[-1])
         after = np.searchsorted(documents, at, side="right").clip(max=len(documents) - 1)
         head = np.maximum(documents[after - 1], bounds[np.searchsorted(bounds, first)])
         last = bounds[np.searchsorted(bounds, first + self.width, side="right") - 1]
@@ -616,7 +616,7 @@ class Rows:
     def text(self, windows):
         """Window numbers (B,) -> their tokens (B, W)."""
         places = self.offsets(windows)[:, None] + np.arange(self.width)
-        return self.tokens.tokens[places % len(self.tokens.tokens)]
+        return self.split.tokens[places % len(self.split.tokens)]
 
     def batch(self, rows, mask_prob=0.15, unit="token"):
         """Row numbers -> {input_ids, token_type_ids (B, T); positions, labels (B, K); sentence_labels (B,)},

@@ -204,7 +204,7 @@ def open_model(args, tokenizer, task_data, seed, host):
 def sort_classes(model, init_from, names, host):
     """Bring the classes of a checkpoint's own head into the order of names, if they are the same ones."""
     id2label = runtime.read_config(init_from).get("id2label") or {}
-    fold = str.lower if len({name.lower() for name in names}) == len(names) else str
+    fold = tasks.folding(names)
     before, wanted = [fold(str(id2label[i])) for i in sorted(id2label, key=int)], list(map(fold, names))
     if sorted(before) == sorted(wanted):
         for p in list(model.classifier.parameters())[-2:]:  # of the last layer

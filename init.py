@@ -5,7 +5,7 @@ not change.
 
     model = bert.ForPreTraining(bert.Config())
     init.unigram_bias(model, rows.unigram_probs)  # of data.Rows; the loss starts at the unigram line
-    init.word_vectors(model, rows.tokens.tokens)
+    init.word_vectors(model, rows.split.tokens)
     init.sinusoids(model)
     init.neighbours(model)              # needs the sinusoids
 
@@ -83,10 +83,10 @@ def neighbours(model):
     layer through the residual stream. The other heads stay random: with all of them set, NSP is learnt later,
     and ALBERT's loss ends higher. The model must be on the CPU, in float32."""
     E = model.encoder.embeddings.position.embedding_dim
-    back = torch.eye(E)  # the way from a hidden vector back to the sinusoids in it
+    to_sinusoids = torch.eye(E)  # the way from a hidden vector back to the sinusoids in it
     if wide := getattr(model.encoder, "embedding_to_hidden", None):  # ALBERT's, from E to H
         wide.weight.div_(wide.weight.std() * E ** 0.5)  # its output is to be as large as a layer's
-        back = torch.linalg.pinv(wide.weight, rtol=0.1)  # but for directions that it nearly loses
+        to_sinusoids = torch.linalg.pinv(wide.weight, rtol=0.1)  # but for directions that it nearly loses
     for attention in (module for module in model.modules() if hasattr(module, "num_heads")):
         D = len(attention.query.weight) // attention.num_heads
         n = min(D, E) // 2  # sinusoids that have room in a head
@@ -96,5 +96,5 @@ def neighbours(model):
             cos, sin = angles.cos(), angles.sin()
             rotation = torch.block_diag(*torch.stack([cos, sin, -sin, cos], 1).view(n, 2, 2))  # (2n, 2n)
             rows = slice(h * D, h * D + 2 * n)
-            attention.query.weight[rows] += rotation @ back[:2 * n]
-            attention.key.weight[rows] += back[:2 * n]
+            attention.query.weight[rows] += rotation @ to_sinusoids[:2 * n]
+            attention.key.weight[rows] += to_sinusoids[:2 * n]

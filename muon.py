@@ -60,17 +60,17 @@ def newton_schulz(x, steps=5):
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT  # the products are cheaper
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    # In float32, where x is at least twice as wide as high, iterate on the small G = x xᵀ, and use x once.
-    if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1]:
-        for _ in range(steps):
-            gram = x @ x.mT
-            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
-            x = torch.baddbmm(x, polynomial, x, beta=a)                     # a x + (b G + c G G) x
-    else:  # a step takes x to P x, and so G to P G P
+    if x.dtype != torch.bfloat16 and x.shape[2] >= 2 * x.shape[1]:
+        # Iterate on the small G = x xᵀ, and use x once: a step takes x to P x, and so G to P G P.
         for step in range(steps):
             gram = polynomial @ gram @ polynomial if step else x @ x.mT
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             polynomial.diagonal(dim1=1, dim2=2).add_(a)  # P = a + b G + c G G
             product = polynomial @ product if step else polynomial
         x = product @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G G
+            x = torch.baddbmm(x, polynomial, x, beta=a)                     # a x + (b G + c G G) x
     return x.mT if tall else x

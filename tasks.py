@@ -2,11 +2,11 @@
 Labelled data for fine-tuning: GLUE and AG News, your own files, and a task that every machine has. Metrics.
 
     train = read_file("train.csv")                            # columns and header are found, or named
-    data = prepare({"train": train, "val": read_file("dev.csv")})   # classes, kind, checks
-    rows = Rows(data.splits["train"], data.kind, tokenizer, max_length=128, token_types=True)
+    task_data = prepare({"train": train, "val": read_file("dev.csv")})   # classes, kind, checks
+    rows = Rows(task_data.splits["train"], task_data.kind, tokenizer, max_length=128, token_types=True)
     for chosen in batches_by_length(rows.lengths, 32, rng):   # rows of about one length: little padding
         rows.inputs(chosen), rows.targets(chosen)
-    rows.scores(logits_of(model, rows, 32, host), data.classes)  # accuracy, F1, MCC, ...
+    rows.scores(logits_of(model, rows, 32, host), task_data.classes)  # accuracy, F1, MCC, ...
 """
 
 import re
@@ -33,7 +33,7 @@ class Task:
     validation: str = "validation"  # the split
     kind: str = "classification"    # one of KINDS; None: by the labels
 
-GLUE, PAIR, NLI = "nyu-mll/glue:", ("sentence1", "sentence2"), ("entailment", "not_entailment")
+GLUE, PAIR, ENTAILMENT = "nyu-mll/glue:", ("sentence1", "sentence2"), ("entailment", "not_entailment")
 TASKS = {
     "sst2": Task(GLUE + "sst2", ("sentence",), ("negative", "positive")),
     "ag_news": Task("fancyzhx/ag_news", ("text",), ("World", "Sports", "Business", "Sci/Tech"),
@@ -43,8 +43,8 @@ TASKS = {
     "cola": Task(GLUE + "cola", ("sentence",), ("unacceptable", "acceptable"), "mcc", epochs=5),
     "mrpc": Task(GLUE + "mrpc", PAIR, ("not_equivalent", "equivalent"), "f1", epochs=5),
     "qqp": Task(GLUE + "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), "f1"),
-    "qnli": Task(GLUE + "qnli", ("question", "sentence"), NLI),
-    "rte": Task(GLUE + "rte", PAIR, NLI, epochs=8),
+    "qnli": Task(GLUE + "qnli", ("question", "sentence"), ENTAILMENT),
+    "rte": Task(GLUE + "rte", PAIR, ENTAILMENT, epochs=8),
     "stsb": Task(GLUE + "stsb", PAIR, (), "spearman", epochs=5, kind="regression"),
     "wnli": Task(GLUE + "wnli", PAIR, ("not_entailment", "entailment"), epochs=5),
     # which package a paragraph of documentation comes from: no network, nothing downloaded
@@ -385,10 +385,15 @@ def split_labels(splits, known):
         raise ValueError(f"{where}: every row has the labels 0 and 1; write names, not zeros and ones")
 
 
+def folding(classes):
+    """-> the function that makes names of classes alike: str.lower, unless it would make two of them one."""
+    return str.lower if len({name.lower() for name in classes}) == len(classes) else str
+
+
 def ids_of_labels(classes, used):
     """{split: its labels} -> {split: {label: id}}. A split has the names of the classes, in whatever case, or
     their ids, which in all the splits begin at 0 or, as AG News is published, at 1."""
-    fold = str.lower if len({name.lower() for name in classes}) == len(classes) else str
+    fold = folding(classes)
     names, ids = {fold(name): i for i, name in enumerate(classes)}, {}
     for split, labels in used.items():
         if known := {name: names[fold(name)] for name in labels if fold(name) in names}:

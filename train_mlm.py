@@ -8,7 +8,7 @@ Pretrain RoBERTa, BERT or ALBERT: masked language model, and for BERT and ALBERT
     torchrun --nproc_per_node 8 train_mlm.py --preset roberta-base --data wikitext103
 
 out_dir becomes a Hugging Face checkpoint, with log.jsonl and what resuming needs beside it. Start
-reading at train(), near the end; the functions above it stand in the order in which it calls them.
+reading at train(), near the end; the functions above it stand in about the order in which it calls them.
 """
 
 import argparse
@@ -311,7 +311,7 @@ def open_model(args, state, rows):
         if args.unigram_bias:
             init.unigram_bias(model, rows.unigram_probs)
         if args.word_vectors:
-            init.word_vectors(model, rows.tokens.tokens)
+            init.word_vectors(model, rows.split.tokens)
         if args.sinusoids:
             init.sinusoids(model)
         if args.neighbours:
@@ -343,7 +343,7 @@ def validation_batches(args, rows, host):
     chosen = np.linspace(0, len(rows) - 1, min(args.eval_rows or len(rows), len(rows))).astype(int)
     micro = args.batch_size // (args.accumulation * host.world)
     batches = [rows.batch(chosen[i:i + micro]) for i in range(0, len(chosen), micro)]
-    if not sum(count_targets(batch)[0] for batch in batches):
+    if not count_targets(*batches)[0]:
         raise ValueError("the validation text has no token to predict: the tokenizer knows none of its words")
     return batches
 
@@ -366,9 +366,8 @@ def restore(optimizers, state, host):
     -> the step, the seconds trained, and the figures of each step since the last line of the log."""
     if not state:
         return 0, 0.0, []
-    sizes = lambda groups: [len(group["params"]) for group in groups]
-    if ([sizes(optimizer.param_groups) for optimizer in optimizers]
-            != [sizes(saved["param_groups"]) for saved in state["optimizers"]]):
+    sizes = lambda states: [[len(group["params"]) for group in each["param_groups"]] for each in states]
+    if sizes(optimizer.state_dict() for optimizer in optimizers) != sizes(state["optimizers"]):
         raise ValueError("the run to resume had other optimizers than make_optimizers makes now")
     for optimizer, saved in zip(optimizers, state["optimizers"]):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
@@ -390,7 +389,7 @@ def wrap(model, rows, val_batches, step, elapsed, max_steps, args, host):
         batch = read_batches(rows, i, elapsed, max_steps, args, host)[0]
         with host.autocast(args.seq_length):
             _, parts = parallel(**host.to_device(batch))
-        sums_of(parts, *count_targets(batch)).sum().backward()
+        weighted(parts, *count_targets(batch)).sum().backward()
         model.zero_grad()
     evaluate(model, val_batches, host)  # compiles, too: no gradients, other masks, a shorter last batch
     return parallel
@@ -421,13 +420,13 @@ def read_batches(rows, step, elapsed, max_steps, args, host):
             for i in range(0, size, micro)]
 
 
-def count_targets(batch):
+def count_targets(*batches):
     """Tokens to predict, and pairs of sentences to judge."""
-    return [int((batch[name] != -100).sum()) if name in batch else 0
+    return [sum(int((batch[name] != -100).sum()) for batch in batches if name in batch)
             for name in ("labels", "sentence_labels")]
 
 
-def sums_of(parts, mlm_weight, sentence_weight):
+def weighted(parts, mlm_weight, sentence_weight):
     """The four means of a batch (MLM loss, masked accuracy, sentence loss, sentence accuracy), each times a
     weight -> a tensor. Weighted by the batch's targets and pairs they are sums; weighted by its share of the
     step's they add up to the step's means."""
@@ -440,15 +439,15 @@ def sums_of(parts, mlm_weight, sentence_weight):
 
 @torch.no_grad()
 def evaluate(model, batches, host):
-    """-> the four of sums_of() for the validation batches: means over all targets, NaN over none."""
+    """-> the four of weighted() for the validation batches: means over all targets, NaN over none."""
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=host.device)
     for batch in batches[host.rank::host.world]:
         with host.autocast(batch["input_ids"].shape[1]):
             _, parts = model(**host.to_device(batch))
-        sums += sums_of(parts, *count_targets(batch))
+        sums += weighted(parts, *count_targets(batch))
     model.train()
-    n_targets, n_pairs = map(sum, zip(*map(count_targets, batches)))
+    n_targets, n_pairs = count_targets(*batches)
     counts = torch.tensor([n_targets, n_targets, n_pairs, n_pairs], device=host.device)
     return (host.sum(sums) / counts).tolist()
 
@@ -492,7 +491,7 @@ class Report:
     """The lines of a run: the same numbers on the screen and in log.jsonl."""
 
     def __init__(self, args, state, host, log, model, rows, val_rows, max_steps, step, elapsed):
-        self.args, self.log, self.val, self.unigram = args, log, val_rows.tokens, data.unigram_nats(val_rows)
+        self.args, self.log, self.val, self.unigram = args, log, val_rows.split, data.unigram_nats(val_rows)
         self.task, self.max_steps, self.step_tokens = rows.task, max_steps, args.batch_size * args.seq_length
         self.last_step, self.last_time = step, elapsed  # of the last line
         parameters = sum(p.numel() for p in model.parameters())
@@ -617,7 +616,7 @@ def train(args, state, host):
     upcoming = reader.submit(read_batches, rows, step, elapsed, max_steps, args, host)
     while True:
         batches = upcoming.result()
-        counts = map(sum, zip(*map(count_targets, batches)))  # targets and pairs of this process
+        counts = count_targets(*batches)  # of this process
         elapsed = (time.perf_counter() - start) / host.world
         # all processes divide by the same number of targets and stop at the same step; elapsed is a mean
         all_targets, all_pairs, signals, elapsed = host.total(*counts, len(host.signals), elapsed)
@@ -630,26 +629,26 @@ def train(args, state, host):
         # the step is the same however it is cut; DDP takes a mean over the processes, hence the factor.
         runtime.set_learning_rates(optimizers, progress, args)
         torch.manual_seed(data.dropout_seed(args.seed, step, host.rank))  # the same after a resume
-        sums = torch.zeros(4, device=host.device)
+        figures = torch.zeros(4, device=host.device)
         for batch in batches:
             n_targets, n_pairs = count_targets(batch)
             with host.sync(parallel, last=batch is batches[-1]):
                 with host.autocast(args.seq_length):
                     _, parts = parallel(**host.to_device(batch))
                 # a step may have no target at all: of words that the tokenizer does not know
-                shares = sums_of(parts, n_targets / max(1, all_targets), n_pairs / max(1, all_pairs))
+                shares = weighted(parts, n_targets / max(1, all_targets), n_pairs / max(1, all_pairs))
                 mlm_loss, _, sentence_loss, _ = shares
                 ((mlm_loss + args.sentence_weight * sentence_loss) * host.world).backward()
-            sums += shares.detach()
+            figures += shares.detach()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step += 1
-        # sums_of()'s four, the gradient's norm, 1 for a step with pairs; mean_of_steps() adds the processes'
+        # weighted()'s four, the gradient's norm, 1 for a step with pairs; mean_of_steps() adds the processes'
         # rows. Nothing here waits for the GPU, as .item() would.
         rest = torch.stack([norm, torch.full_like(norm, all_pairs > 0)]) / host.world
-        history.append(torch.cat([sums, rest]))
+        history.append(torch.cat([figures, rest]))
 
         # Now and then: a line, an evaluation, a checkpoint. Only here does the CPU wait for the GPU.
         log_due = step % args.log_interval == 0 or step in (1, max_steps)

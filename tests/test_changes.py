@@ -107,8 +107,8 @@ def test_a_mask_rate_that_falls(length, project):
     """One place, in runs measured in steps and in minutes: 30 % of the tokens at first, 15 % at last."""
     project.change("train_mlm.py", "    return args.mask_prob\n",
                    "    return 0.3 - 0.15 * min(1, progress)\n")
-    project.change("train_mlm.py", "        counts = map(",
-                   "        print('masks', batches[0]['labels'].shape[1])\n        counts = map(")
+    project.change("train_mlm.py", "        counts = count_targets(",
+                   "        print('masks', batches[0]['labels'].shape[1])\n        counts = count_targets(")
     out = project.run("train_mlm.py", *project.flags("falls", *length))
     masks = [int(line.split()[1]) for line in out.splitlines() if line.startswith("masks")]  # of 30 tokens
     assert masks[0] == 9 and masks[-1] in (4, 5) and masks == sorted(masks, reverse=True)

@@ -330,7 +330,7 @@ def unmasked(batch):
 def test_every_token_is_seen_exactly_once_an_epoch(rows):
     """Nothing is dropped and nothing repeated; an epoch ends inside a row, whose rest belongs to the next.
     With a sentence task a sentence that a row cuts off is seen again, whole."""
-    N, W = len(rows.tokens.tokens), rows.width
+    N, W = len(rows.split.tokens), rows.width
     start = 0
     for epoch in range(3):
         first, end = rows.window_range(epoch)
@@ -346,7 +346,7 @@ def test_every_token_is_seen_exactly_once_an_epoch(rows):
     ours = Counter(unmasked(batch).ravel().tolist())
     separators = Counter({rows.tokenizer.cls_id: len(rows),
                           rows.tokenizer.sep_id: len(rows) * (2 if rows.task else 1)})
-    assert ours == Counter(rows.tokens.tokens[places[:len(rows)].ravel()].tolist()) + separators
+    assert ours == Counter(rows.split.tokens[places[:len(rows)].ravel()].tolist()) + separators
 
 
 @pytest.mark.parametrize("length", [16, 48])
@@ -354,8 +354,8 @@ def test_windows_begin_at_sentences(prepared, length):
     """All but those inside a sentence that is longer than a window; none begins later than it could."""
     splits, tokenizer = data.load(prepared)
     rows = data.Rows(splits["train"], tokenizer, length, "nsp")
-    W, N = rows.width, len(rows.tokens.tokens)
-    bounds = sorted({*rows.tokens.documents.tolist(), *rows.tokens.sentences.tolist()}) + [N]
+    W, N = rows.width, len(rows.split.tokens)
+    bounds = sorted({*rows.split.documents.tolist(), *rows.split.sentences.tolist()}) + [N]
     assert rows.starts[0] == 0 and max(rows.starts) + W >= N
     for before, start in zip(rows.starts.tolist(), rows.starts[1:].tolist()):
         reachable = [bound for bound in bounds if before < bound <= before + W]
@@ -363,8 +363,8 @@ def test_windows_begin_at_sentences(prepared, length):
 
 
 def test_order_pairs_and_masks_follow_from_seed_epoch_and_row(rows):
-    again = data.Rows(rows.tokens, rows.tokenizer, 32, rows.task, seed=5)
-    other = data.Rows(rows.tokens, rows.tokenizer, 32, rows.task, seed=6)
+    again = data.Rows(rows.split, rows.tokenizer, 32, rows.task, seed=5)
+    other = data.Rows(rows.split, rows.tokenizer, 32, rows.task, seed=6)
     a, b, c = (r.batch(np.arange(40, 60)) for r in (rows, again, other))
     for name in a:
         assert np.array_equal(a[name], b[name])
@@ -378,7 +378,7 @@ def test_order_pairs_and_masks_follow_from_seed_epoch_and_row(rows):
 
 def test_the_plans_of_two_epochs_are_kept(rows):
     for row in (0, 3 * len(rows), 0, 7 * len(rows)):
-        again = data.Rows(rows.tokens, rows.tokenizer, 32, rows.task, seed=5)
+        again = data.Rows(rows.split, rows.tokenizer, 32, rows.task, seed=5)
         assert np.array_equal(rows.batch([row])["input_ids"], again.batch([row])["input_ids"])
         assert rows.plan.cache_info().currsize <= 2
     assert rows.plan(7) is rows.plan(7)
@@ -431,12 +431,12 @@ def test_dynamic_masks_differ_between_epochs(prepared):
 def test_pairs_are_cut_at_sentences_and_labelled_truly(prepared, task):
     splits, tokenizer = data.load(prepared)
     rows = data.Rows(splits["train"], tokenizer, 48 if task == "nsp" else 128, task, seed=1)
-    stream = rows.tokens.tokens.astype(np.int64)
+    stream = rows.split.tokens.astype(np.int64)
     W, N, n, tested = rows.width, len(stream), len(rows), Counter()
     batch = rows.batch(np.arange(n))
     ids, types, labels = unmasked(batch), batch["token_type_ids"], batch["sentence_labels"]
     order, (cut, partner, _, head, tail) = rows.plan(0)[0], rows.pairs(0)
-    sentences, documents = rows.tokens.sentences.tolist(), [*rows.tokens.documents.tolist(), N]
+    sentences, documents = rows.split.sentences.tolist(), [*rows.split.documents.tolist(), N]
     for row in range(n):
         w = order[row]
         start = rows.starts[w]
@@ -479,14 +479,14 @@ def test_the_second_part_goes_on_where_documents_have_one_sentence(tmp_path):
     corpus = data.open_corpus([write(tmp_path / "a.txt", text)])
     splits, tokenizer = data.load(data.prepare(corpus, None, "wordpiece", 40, str(tmp_path / "cache")))
     rows = data.Rows(splits["train"], tokenizer, 32, "nsp")
-    assert not len(rows.tokens.sentences)
-    document = np.repeat(np.arange(len(rows.tokens.documents)),
-                         np.diff(rows.tokens.documents, append=len(rows.tokens.tokens)))
+    assert not len(rows.split.sentences)
+    document = np.repeat(np.arange(len(rows.split.documents)),
+                         np.diff(rows.split.documents, append=len(rows.split.tokens)))
     cut, partner, label, _, _ = rows.pairs(0)
     for w in np.flatnonzero(label == 0):
-        at = (rows.starts[w] + cut[w]) % len(rows.tokens.tokens)
+        at = (rows.starts[w] + cut[w]) % len(rows.split.tokens)
         assert partner[w] == w and document[at - 1] == document[at]
-        assert rows.tokens.tokens[at] != tokenizer.sep_id
+        assert rows.split.tokens[at] != tokenizer.sep_id
 
 
 def test_the_sop_label_cannot_be_read_off_the_edges(prepared):
@@ -494,13 +494,13 @@ def test_the_sop_label_cannot_be_read_off_the_edges(prepared):
     splits, tokenizer = data.load(prepared)
     rows = data.Rows(splits["train"], tokenizer, 128, "sop")
     cut, _, label, head, tail = rows.pairs(0)
-    ends = {*rows.tokens.sentences.tolist(), *rows.tokens.documents.tolist()}
-    ends |= {end - 1 for end in ends} | {len(rows.tokens.tokens) - 1}  # at the [SEP] of a document
+    ends = {*rows.split.sentences.tolist(), *rows.split.documents.tolist()}
+    ends |= {end - 1 for end in ends} | {len(rows.split.tokens) - 1}  # at the [SEP] of a document
     for w in np.flatnonzero(label != -100):
         assert {rows.starts[w] + head[w], rows.starts[w] + cut[w], rows.starts[w] + tail[w]} <= ends
     assert rows.tokenizer.sep_id not in [
         token for w in np.flatnonzero(label != -100)
-        for token in rows.tokens.tokens[rows.starts[w] + head[w]:rows.starts[w] + tail[w]]]
+        for token in rows.split.tokens[rows.starts[w] + head[w]:rows.starts[w] + tail[w]]]
 
 
 def test_too_little_text_for_a_row_is_said(prepared):

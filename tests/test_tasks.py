@@ -744,7 +744,7 @@ def small_files(folder):
         "mnli": ("premise\thypothesis\tlabel\tgenre\tsource",
                  lambda i: f"{text(i)}\t{text(i, 'she')}\t{nli[i % 3]}\tfiction\tpada"),
         "rte": ("index\tsentence1\tsentence2\tlabel",
-                lambda i: f"{i}\t{text(i)}\t{text(i, 'she')}\t{tasks.NLI[i % 2]}"),
+                lambda i: f"{i}\t{text(i)}\t{text(i, 'she')}\t{tasks.ENTAILMENT[i % 2]}"),
         "cola": (None, lambda i: f"gj0{i % 5}\t{i % 2}\t{'*' * (1 - i % 2)}\t{text(i)}"),
         "mrpc": ("\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
                  lambda i: f"{i % 2}\t{70000 + i}\t{71000 + i}\t{text(i)}\t{text(i, 'she')}"),

@@ -336,6 +336,7 @@ def bench_costs(args, table):
                       layers=case["config"]["num_hidden_layers"], masked=case["masked"], **speed(case, ms[i]))
 
 
+SPIN_COUNTS = (500, 2_000, 10_000, 50_000, 300_000)  # of GOMP_SPINCOUNT; the last is OpenMP's own
 # Programs that compute until their parent is gone, and say when they begin.
 NEIGHBOURS = {"one_thread": """
 import os
@@ -366,15 +367,15 @@ def neighbour(name):
 
 
 def bench_neighbour(args, table):
-    """A step of ours beside another program: with our setting of how long OpenMP's threads spin while they
-    wait, and with its own."""
+    """A step of ours beside another program, by how long OpenMP's threads spin while they wait."""
     def step(worker, name):
         with neighbour(name) if name else nullcontext():
             return worker.ask(args.steps)
     for text in args.cases:
         case = read_case(text, args.dropout)
-        with Worker(case, "ours", args) as ours, Worker(case, "ours", args, GOMP_SPINCOUNT="300000") as usual:
-            workers = {"2,000, ours": ours, "300,000": usual}
+        with ExitStack() as stack:
+            workers = {spin: stack.enter_context(Worker(case, "ours", args, GOMP_SPINCOUNT=str(spin)))
+                       for spin in SPIN_COUNTS}
             for one in workers.values():
                 one.ask(1)
             ms = in_turn({(spin, name): partial(step, one, name) for name in (None, *NEIGHBOURS)

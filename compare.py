@@ -31,7 +31,8 @@ def parse_arguments(argv):
     p.add_argument("--out_dir", default="out/compare", help="for the runs, the table and the picture")
     args, common = p.parse_known_args(argv)
     flags_of = {run: shlex.split(run) for run in args.runs}
-    for flag in (flag.partition("=")[0] for flags in (common, *flags_of.values()) for flag in flags):
+    for word in sum(flags_of.values(), common):
+        flag = word.partition("=")[0]
         if flag in ("--train", "--dry_run", "--out_dir"):
             raise ValueError(f"{flag}: --runs says what is trained, each is checked by a dry run first, and "
                              "gets a folder in --out_dir")
@@ -46,7 +47,7 @@ def parse_arguments(argv):
         rundir.check_out_dir("out_dir", folder, "scratch", "--overwrite" in flags)
         commands[run] = folder, [sys.executable, FINETUNE, *flags]
     if len({folder for folder, _ in commands.values()}) < len(commands):
-        raise ValueError("--runs: two of them would have one folder, as / becomes -; rename what they name")
+        raise ValueError("--runs: two of them would have one folder: in its name blanks and / become -")
     if os.path.exists(os.path.join(args.out_dir, "compare.md")) and "--overwrite" not in common:
         raise ValueError(f"{args.out_dir} holds a comparison already: choose another --out_dir, or replace "
                          "it by --overwrite")
@@ -96,7 +97,7 @@ def run_and_wait(run, command, **options):
     def forward(number, frame):
         if process:
             process.send_signal(number)
-    handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, forward) for number in runtime.SIGNALS}
     process = subprocess.Popen(command, start_new_session=True, **options)
     status = process.wait()
     for number, handler in handlers.items():

@@ -561,7 +561,7 @@ class Rows:
         else:
             low, high = np.searchsorted(sentences, first + 1), np.searchsorted(sentences, first + W)
         some, draw = high > low, rng.random(len(own))
-        # a middle at a [SEP], or at a document's first token, moves back: B is to go on with A's last document
+        # a middle at a [SEP] or a document's first token moves back: B is to go on with A's last document
         begins = lambda at: np.isin(at % len(self.split.tokens), self.split.documents)
         middle = first + W // 2
         cut = (W // 2 - begins(middle + 1) - 2 * begins(middle)).clip(min=1)

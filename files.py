@@ -92,8 +92,8 @@ def table_rows(file, header, known):
             if is_csv and len(row) == 1 < len(parts) and set(known) & set(map(str.strip, parts)):
                 raise ValueError(f"{where}: one column; in a .csv a comma stands between columns")
             if header or header is None and any(name.lower() in known for name in names):
-                # of columns without a name, as pandas writes its index, only the first keeps ""
-                names = [name or (str(i + 1) if "" in names[:i] else "") for i, name in enumerate(names)]
+                # pandas leaves its index without a name; a second such column is called by its number
+                names = [name or ("" if i == names.index("") else str(i + 1)) for i, name in enumerate(names)]
                 check_names(names, where)
                 continue
             names = [str(i + 1) for i in range(len(row))]

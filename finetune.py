@@ -61,8 +61,8 @@ def parser():
     add("--train", default="full", choices=MODES)
     add("--lora_r", type=runtime.number(int, lambda r: 0 < r <= 4096, "between 1 and 4,096"), default=8,
         help="rank of the adapters")
-    add("--lora_alpha", type=runtime.positive, default=16, help="they are scaled by alpha / r")
-    add("--lora_dropout", type=runtime.probability, default=0.0, help="on their input")
+    add("--lora_alpha", type=runtime.positive, default=16, help="the adapters are scaled by alpha / r")
+    add("--lora_dropout", type=runtime.probability, default=0.0, help="on the adapters' input")
     add("--lora_targets", nargs="+", default=["fc_in", "fc_out"],
         help="of query key value out fc_in fc_out pooler; or all-linear")
     add("--lora_pooler", action=argparse.BooleanOptionalAction, default=True,
@@ -119,8 +119,9 @@ def parse_arguments(argv):
         args.model = runtime.read_config(args.init_from)["model_type"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
     args.command = runtime.command("finetune.py", argv)
-    rundir.check_sources(args.out_dir, **{name: [file] for name in ("train_file", "val_file", "test_file")
-                                          if (file := getattr(args, name))})
+    for name in ("train_file", "val_file", "test_file"):
+        if file := getattr(args, name):
+            rundir.check_sources(args.out_dir, **{name: [file]})
     if not args.dry_run:
         rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args
@@ -177,8 +178,9 @@ def open_tokenizer(args, texts):
     name = args.tokenizer or importlib.import_module(args.model).TOKENIZER
     if name not in tokenizers.KINDS:
         return tokenizers.load(name)
-    lines = (part for text in texts for part in ([" ".join(text)] if isinstance(text, list) else text))
-    return tokenizers.train(name, lines, args.vocab_size)
+    if args.kind == "tokens":  # a text is a list of words
+        texts = [[" ".join(words)] for words in texts]
+    return tokenizers.train(name, (part for text in texts for part in text), args.vocab_size)
 
 
 def open_model(args, tokenizer, task_data, seed, host):
@@ -267,7 +269,7 @@ class Best:
         self.scores, self.outputs = None, None  # on the validation rows
 
     def rank(self, scores):
-        """Which is better: of equal metrics, the lower loss."""
+        """What scores are compared by: the metric and, where it is equal, the lower loss."""
         return scores[self.args.metric], -scores["loss"]
 
     def evaluate_and_keep(self, model, step, result):
@@ -276,7 +278,7 @@ class Best:
         args = self.args
         scores, outputs = self.evaluate(model, "val")
         rows = self.rows["val"]
-        logits, labels = (torch.from_numpy(rows.flat(values)) for values in (outputs, rows.labels))
+        logits, labels = torch.from_numpy(rows.flat(outputs)), torch.from_numpy(rows.flat(rows.labels))
         scores["loss"] = loss_sum(args.kind, logits, labels, None).item() / labels.numel()
         result["curve"].append((step, scores[args.metric]))
         result["since_best"] += 1
@@ -506,8 +508,8 @@ def summarize(args, host, results, best, n_all, n_trained):
     several = len(values) > 1
     deviation = values.std(ddof=int(several))  # of one value 0
     winner = max(results, key=lambda result: best.rank(result["scores"]))
-    name = "adapter_model.safetensors" if args.train == "lora" else "model.safetensors"
-    size = os.path.getsize(os.path.join(args.out_dir, name)) / 1e6 if host.rank == 0 else 0
+    file = "adapter_model.safetensors" if args.train == "lora" else "model.safetensors"
+    size = os.path.getsize(os.path.join(args.out_dir, file)) / 1e6 if host.rank == 0 else 0
     s_per_epoch = sum(result["train_s"] for result in results) / sum(result["epochs"] for result in results)
     peak, training_mb = peak_memory(host.device) / 1e6, results[0]["training_mb"]
     best.log.write(final=True, metric=metric, mean=float(values.mean()), std=float(deviation),
@@ -528,7 +530,7 @@ def summarize(args, host, results, best, n_all, n_trained):
         threshold, f1 = tasks.best_threshold(best.rows["val"], best.outputs)
         host.say(f"  on the validation rows predict.py --threshold {threshold} is best: micro_f1 {f1:.4f}")
     host.say(f"  {s_per_epoch:.1f} s an epoch; {peak:,.0f} MB at the peak, {training_mb:.1f} of them "
-             f"gradients and optimizer; {name} {size:.2f} MB")
+             f"gradients and optimizer; {file} {size:.2f} MB")
     host.say(f"\nnext: python predict.py --checkpoint {shlex.quote(args.out_dir)} \"...\"")
 
 

@@ -56,8 +56,9 @@ def open_encoder(path):
     with redirect_stderr(io.StringIO()):  # that it has no pooler, which no embedding reads
         encoder = runtime.model_module(path).Encoder.from_pretrained(path)
     tokenizer = open_tokenizer(path, encoder.config)
+    # that of sentence-transformers has "bert" in its name, in old checkpoints the family
     named = [os.path.join(path, f"sentence_{family}_config.json") for family in runtime.MODELS]
-    file = next(filter(os.path.exists, named), named[0])  # after the family only in old checkpoints
+    file = next(filter(os.path.exists, named), named[0])
     settings = tokenizers.read_json(file, {})  # of sentence-transformers, which has a length of its own
     known, longest = settings.get("max_seq_length") or tokenizer.max_length, encoder.config.longest_row
     tokenizer.max_length = min(known, longest) if isinstance(known, (int, float)) else longest
@@ -122,7 +123,8 @@ def kind_of(model):
         if model.config.problem_type == "multi_label_classification":
             return "multilabel"
         if model.config.problem_type == "regression" and model.config.num_labels > 1:
-            raise ValueError(f"a regression to {model.config.num_labels} numbers; one is computed here")
+            raise ValueError(f"the checkpoint predicts {model.config.num_labels} numbers for a text; only a "
+                         "regression to one is computed here")
         return "regression" if model.config.num_labels == 1 else "classification"
     return "tokens" if head.endswith("ForTokenClassification") else "words"
 
@@ -159,7 +161,7 @@ def fill(model, tokenizer, text, top=5):
 def score(model, tokenizer, texts, batch_size=32, where=None, block=64):
     """Pseudo-log-likelihood (Salazar et al. 2020): how likely each token is, in nats, if it alone is masked.
 
-    -> yields of each text, in order, a list of (token, log-probability); tokens as the published files spell
+    Yields for each text, in order, a list of (token, log-probability); tokens as the published files spell
     them. block: texts that are computed together. where: names of the texts for errors. Before the first is
     computed, ValueError for a text with a mask, of which there is no likelihood, for one without tokens, and
     for one beyond the positions.
@@ -191,8 +193,9 @@ def score_rows(model, tokenizer, rows, batch_size):
         ids = np.full((len(batch), lengths[0]), tokenizer.pad_id)  # (B, T)
         for copy, (i, _) in zip(ids, batch):
             copy[:len(rows[i])] = rows[i]
-        mask = np.arange(lengths[0]) < lengths[:, None] if lengths[-1] < lengths[0] else None
-        ids, mask = (None if array is None else torch.from_numpy(array).to(device) for array in (ids, mask))
+        mask = np.arange(lengths[0]) < lengths[:, None]
+        mask = None if mask.all() else torch.from_numpy(mask).to(device)
+        ids = torch.from_numpy(ids).to(device)
         positions = torch.tensor([[place] for _, place in batch], device=device)  # (B, 1)
         truth = ids.gather(1, positions)
         logits, _ = model(ids.scatter(1, positions, tokenizer.mask_id), mask, positions=positions)

@@ -38,10 +38,9 @@ class LoRALinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.scale = alpha / math.sqrt(r) if rslora else alpha / r
-        # on the adapter's input; every token has a mask of its own. (With DoRA PEFT drops some of W's, too.)
-        self.dropout = nn.Dropout(dropout)
-        new = dict(device=base.weight.device, dtype=torch.float32)
+        self.dropout = nn.Dropout(dropout)  # of the adapter's input. (With DoRA PEFT drops some of W's, too.)
         # float32 beside a weight of 16 bits, too, in which small steps would round to nothing
+        new = dict(device=base.weight.device, dtype=torch.float32)
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **new))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **new))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as the authors' code and PEFT

@@ -80,19 +80,22 @@ def name_runs(runs, configs):
     others differ only in consequence. Runs that would be called the same get their folder's name, too."""
     typed = {re.sub("^--(no-)?|=.*", "", word) for config in configs
              for word in shlex.split(config.get("command", "")) if word.startswith("--")}
-    without = lambda flag, config: flag.startswith("lora_") and config.get("train") != "lora"
-    columns = [["" if without(flag, config) else shown(flag, config.get(flag)) for config in configs]
-               for flag in configs[0] if flag in typed - IDLE]
-    rows = zip(*(column for column in columns if len(set(column)) > 1))
-    names = [", ".join(filter(None, row)) or "default" for row in rows] or [""] * len(runs)
+    flags = [flag for flag in configs[0] if flag in typed - IDLE
+             and len({flag_text(flag, config) for config in configs}) > 1]
+    names = []
+    for config in configs:
+        texts = [flag_text(flag, config) for flag in flags]
+        names.append(", ".join(filter(None, texts)) or "default" * bool(flags))
     folders = [folder_of(run) for run in runs]
     folders = folders if len(set(folders)) == len(runs) else runs
     return [name if names.count(name) == 1 else f"{name} {folder}".strip()
             for name, folder in zip(names, folders)]
 
 
-def shown(flag, value):
-    if value is None:
+def flag_text(flag, config):
+    """As it could be typed; "" where it is not set or has no effect."""
+    value = config.get(flag)
+    if value is None or flag.startswith("lora_") and config.get("train") != "lora":
         return ""
     if isinstance(value, bool):
         return flag if value else f"no-{flag}"
@@ -123,7 +126,7 @@ def draw_runs(args):
                          f"{args.runs[finetuned.index(True)]} a fine-tuning: draw them apart")
     figure, keys = draw_finetuning(logs) if finetuned[0] else draw_pretraining(logs)
     if len(logs) == 1:
-        [title], names = args.names or [title_of(args.runs[0], configs[0])], []
+        title, names = args.names[0] if args.names else title_of(args.runs[0], configs[0]), []
     else:
         title, names = None, args.names or name_runs(args.runs, configs)
     runs = [(name, dict(color=f"C{i}", linewidth=3)) for i, name in enumerate(names)]

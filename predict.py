@@ -53,24 +53,24 @@ def parser():
     add("--file", help=f"{', '.join(files.FORMATS)}: the texts; of .txt the lines; -: standard input")
     runtime.add_text_flags(add)
     add("--stride", type=runtime.not_negative_int, metavar="N",
-        help="longer texts whole, in windows of --max_length of which each shares N tokens with the next")
+        help="read longer texts whole, in windows of --max_length tokens; neighbours share N of them")
     group = p.add_argument_group("what to do; default: fill masks, or give labels")
     add = group.add_mutually_exclusive_group().add_argument
     add("--score", action="store_true", help="pseudo-log-likelihood of each text in nats, sum and mean")
     add("--embed", metavar="FILE.npy", help="write a vector for each text, float32 (texts, hidden size)")
     add("--evaluate", metavar="FILE_OR_TASK", help="metrics on labelled rows, or on a task's validation rows")
-    add("--merge", metavar="OUT_DIR", help="write the checkpoint, an adapter, as a plain one")
+    add("--merge", metavar="OUT_DIR", help="write the adapter and its base as one plain checkpoint")
     add = group.add_argument
     add("--pooling", choices=("mean", "cls"),
         help="of --embed: all tokens, or the first; default: as sentence-transformers pools this checkpoint")
     add("--normalize", action=argparse.BooleanOptionalAction,
         help="of --embed: vectors of length 1; default: as sentence-transformers does with this checkpoint")
-    add("--task", choices=tasks.TASKS, help="of --evaluate FILE: whose labels it has, by name or number")
+    add("--task", choices=tasks.TASKS, help="of --evaluate FILE: the task that its labels are of")
     add("--held_out", action="store_true", help="only the rows that finetune.py holds out of that file")
     add("--overwrite", action="store_true", help="replace FILE.npy, or what is in OUT_DIR")
     add = p.add_argument_group("output").add_argument
     add("--threshold", type=runtime.fraction, default=0.5,
-        help="where a text has several labels: those with a probability above it")
+        help="where a text may have several labels: give those with a probability above this")
     add("--top", type=runtime.positive_int, default=5, help="how many words to show for a mask")
     add("--json", action="store_true", help="one JSON object a text, numbers in full")
     add = runtime.add_machine_flags(p, dtype="float32")
@@ -177,8 +177,8 @@ def answer(args, row, columns, plain, **predicted):
             while name in columns:
                 name = "predicted_" + name
             row[name] = value
-        # what else a .parquet holds, such as a date, becomes a string
         is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
+        # what else a .parquet holds, such as a date, becomes a string
         plain = json.dumps(row, ensure_ascii=not is_utf8, default=str)
     print(plain, flush=True)
 
@@ -262,7 +262,7 @@ def embed_texts(args, host):
                                        args.batch_size)
     folder, name = os.path.split(args.embed)
     rundir.save_files(folder or ".", lambda place: np.save(os.path.join(place, name), vectors),
-                       temporary=name + ".tmp")
+                      temporary=name + ".tmp")
     say_cut(cut, len(texts), args)
     print(f"{args.embed}: {vectors.shape[0]:,} texts, {vectors.shape[1]} numbers each")
 
@@ -338,7 +338,7 @@ def evaluate(args, model, tokenizer, kind, host):
     task_classes = list(tasks.TASKS[args.task].labels) if args.task else []
     if len(task_classes) == len(classes) and all(label.startswith("LABEL_") for label in classes):
         classes = task_classes  # a checkpoint that does not name its classes
-    lower, task_lower = ([label.lower() for label in labels] for labels in (classes, task_classes))
+    lower, task_lower = [label.lower() for label in classes], [label.lower() for label in task_classes]
     same_classes = kind == "classification" and sorted(lower) == sorted(task_lower)
     if task_classes and not same_classes and name not in tasks.TASKS:
         raise ValueError(f"--task {args.task}: its classes are {', '.join(task_classes)}; those of "

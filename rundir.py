@@ -116,8 +116,8 @@ def tracker(args):
 
 
 def lock(out_dir, shared=False):
-    """-> a file descriptor: until it is closed, or the process ends, no other run of this machine gets one
-    for the folder, but ValueError. shared: several get one, if all of them are shared."""
+    """-> a file descriptor. Until it is closed, or the process ends, any other run of this machine that asks
+    for the folder gets a ValueError. shared: several may hold one, if all of them are shared."""
     if fcntl is None or not os.path.isdir(out_dir):
         return None
     descriptor = os.open(out_dir, os.O_RDONLY)
@@ -221,13 +221,15 @@ def save_files(out_dir, write, replace=False, temporary="saving.tmp"):
 # The model card
 
 def write_card(out_dir):
-    """README.md in out_dir, which holds a run that has ended; but not in place of one that somebody wrote."""
-    text = model_card(out_dir)
+    """README.md in out_dir, once its run has ended; but not in place of one that somebody wrote."""
+    log = read_log(out_dir)
+    if "final" not in log[-1] or foreign_card(out_dir):
+        return
+    text = model_card(out_dir, log)
     def write(folder):
         with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
             f.write(text + signature(text))
-    if not foreign_card(out_dir):
-        save_files(out_dir, write)
+    save_files(out_dir, write)
 
 
 def signature(text):
@@ -244,17 +246,16 @@ def foreign_card(out_dir):
     return mark + last != signature(text)
 
 
-def model_card(out_dir):
-    lines = read_log(out_dir)
-    run, final = dict(lines[0]), lines[-1]
-    for line in lines:
+def model_card(out_dir, log):
+    run, final = dict(log[0]), log[-1]
+    for line in log:
         if "resumed_at" in line:  # some flags may have changed
             run |= line
     is_adapter = os.path.exists(os.path.join(out_dir, runtime.BASE_CONFIG))
-    model_type = runtime.read_config(out_dir, *[runtime.BASE_CONFIG] * is_adapter)["model_type"]
+    config = runtime.read_config(out_dir, runtime.BASE_CONFIG if is_adapter else "config.json")
+    model_type = config["model_type"]
     facts_of = pretraining_facts if "unigram_nats" in run else finetuning_facts
     tags, facts = facts_of(run, final, tokenizers.load(out_dir))
-    start = "from scratch" if run["init_from"] == "scratch" else f"from {run['init_from']}"
     if run["init_from"] != "scratch" and not os.path.isdir(run["init_from"]):
         tags["base_model"] = run["init_from"]
     tags |= {"tags": [model_type], "library_name": "peft" if is_adapter else "transformers"}
@@ -269,8 +270,8 @@ def model_card(out_dir):
     cells = [(name, str(value).replace("|", "\\|")) for name, value in facts.items()]  # a label may have one
     table = "\n".join(f"| {name} | {value} |" for name, value in cells)
     return (f"---\n{front}\n---\n\n# {os.path.basename(os.path.abspath(out_dir))}\n\n"
-            f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained {start} by flatbert. "
-            f"Use it by `{use}`, where NAME is this folder or its name on the hub."
+            f"{model_type}, {run['parameters'] / 1e6:.1f} M parameters, trained from {run['init_from']} by "
+            f"flatbert. Use it by `{use}`, where NAME is this folder or its name on the hub."
             f"\n\n| | |\n|---|---|\n{table}\n\n"
             f"The command: `python {run['command']}`\n\n"
             "Not evaluated for bias or safety; it repeats what its training text says.\n\n")
@@ -296,7 +297,7 @@ def pretraining_facts(run, final, tokenizer):
 
 
 def finetuning_facts(run, final, tokenizer):
-    best = max(final["seeds"], key=lambda seed: seed["score"])
+    best = max(final["seeds"], key=lambda seed: (seed["score"], -seed["scores"]["loss"]))  # as Best.rank
     scores = ", ".join(f"{name} {value:.4f}" for name, value in best["scores"].items())
     facts = {
         "task": run["train_file"] or run["task"],

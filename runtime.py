@@ -40,6 +40,9 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 import tokenizer as tokenizers
 
 MODELS = ("bert", "roberta", "albert")  # the model files; a fourth is a new file, and its name here
+SIGNALS = [signal.SIGINT, signal.SIGTERM]  # what asks a run to stop: Ctrl-C, a scheduler,
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    SIGNALS.append(signal.SIGHUP)          # and a terminal that closes, unless nohup holds it off
 
 # -----------------------------------------------------------------------------
 # Flags
@@ -128,8 +131,8 @@ def add_text_flags(add):
     """How labelled files are read."""
     add("--text_columns", nargs="+",
         help="one or two, by name or counted from 1; default: by the usual names")
-    add("--label_column", help="by name or counted from 1; default: by the usual names; of --kind multilabel "
-        "perhaps several, with commas between")
+    add("--label_column", help="by name or counted from 1; default: by the usual names; where a "
+        "text may have several labels, perhaps several, with commas between")
     add("--header", action=argparse.BooleanOptionalAction,
         help="in .csv and .tsv; default: if it has the usual names")
     add("--max_length", type=number(int, lambda n: n >= 8, "at least 8"),
@@ -179,13 +182,9 @@ def read_config(path_or_name, name="config.json"):
             raise ValueError(f"{path_or_name} is an adapter: merge it by predict.py --merge, and take the "
                              "result")
         raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no {name}")
-    try:
-        config = tokenizers.read_json(file)
-    except ValueError as error:
-        raise ValueError(f"{path_or_name}: {error}") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in MODELS:
-        raise ValueError(f"{file}: model_type is {model_type!r}, not one of {', '.join(MODELS)}")
+    config = tokenizers.read_json(file)
+    if config.get("model_type") not in MODELS:
+        raise ValueError(f"{file}: model_type is {config.get('model_type')!r}, not one of {', '.join(MODELS)}")
     return config
 
 
@@ -330,12 +329,12 @@ class Host:
         return batch
 
     def catch_signals(self):
-        """From now on the first Ctrl-C or SIGTERM is only noted in self.signals, so that a step can end and
+        """From now on the first of SIGNALS is only noted in self.signals, so that a step can end and
         be saved; the second one ends the process."""
         def note(number, frame):
             self.signals.append(number)
             signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, note)
 
     def stopped(self, step, advice):
@@ -356,7 +355,7 @@ def one_line_errors(script):
     """What is wrong with the input ends the process with one line and status 2; Ctrl-C with 130."""
     def interrupt(number, frame):
         raise Stop("interrupted", 128 + number)
-    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, interrupt) for number in SIGNALS}
     if hasattr(sys.stdout, "reconfigure"):  # where a terminal is not UTF-8 an accent is \xe9, and no error
         sys.stdout.reconfigure(errors="backslashreplace")
     status, speaks = 2, os.environ.get("LOCAL_RANK", "0") == "0"  # one process of a machine speaks for all

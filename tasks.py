@@ -96,8 +96,8 @@ def read_pydoc(smallest=400, largest=1000):
         if sum(map(len, documents)) < smallest:
             continue
         for split, limit in (("train", largest), ("val", largest // 5)):
-            texts = [text for i, document in enumerate(documents) for text in document
-                     if (i % 5 == 4) == (split == "val")]
+            texts = [text for i, document in enumerate(documents)
+                     if (i % 5 == 4) == (split == "val") for text in document]
             chosen = sorted(np.random.default_rng(0).permutation(len(texts))[:limit])
             splits[split].texts += [(texts[i],) for i in chosen]
             splits[split].labels += [package] * len(chosen)
@@ -117,7 +117,7 @@ PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "q
 TEXTS = ("text", "sentence", *WORDS, "review", "comment", "message", "content", "body", "tweet", "document",
          "description", "title")
 KNOWN = {*LABELS, *TAGS, *TEXTS, *sum(PAIRS, ())}
-NO_HEADER = "; line 1, without a usual name, is taken for a row: else say --header"
+NO_HEADER = "; line 1 has none of the usual names and is read as a row; if it names the columns, say --header"
 
 
 def read_file(file, header=None, text_columns=None, label_column=None, labelled=True, kind=None, like=None):
@@ -190,15 +190,16 @@ def read_label(row, columns, kind, where):
             if cell not in ("0", "1", "False", "True"):
                 raise ValueError(f"{where}: {row.get(name)!r} in column {name!r} is neither 0 nor 1")
         return [name for name, cell in zip(columns, cells) if cell in ("1", "True")]
-    [name], [label], cell = columns, cells, row.get(columns[0])
-    names = label if isinstance(label, list) else [label] * (label != "")
+    name, label, cell = columns[0], cells[0], row.get(columns[0])
+    is_list = isinstance(label, list)
+    names = label if is_list else [label] if label != "" else []
     # "" and [] may say that no label applies; null says that nobody has labelled the row
     if not names and not (kind == "multilabel" and isinstance(cell, (str, list))):
         raise ValueError(f"{where}: no label in column {name!r}"
                          + "; a row may have none if the kind is multilabel" * (cell == []))
     if not all(name and isinstance(name, (str, float)) for name in names):
         raise ValueError(f"{where}: {cell!r} in column {name!r} is no label, nor a list of labels")
-    if names is label and kind == "classification":
+    if is_list and kind == "classification":
         raise ValueError(f"{where}: a list of labels in column {name!r} goes with the kind multilabel")
     return label
 
@@ -216,8 +217,8 @@ def clean_label(cell):
 
 
 def find_columns(file, names, text_columns, label_columns, like, records):
-    """-> the text columns, one or two, and the label's, [] where there is none. records: None, or where the
-    columns have no names what reads the rows."""
+    """-> the text columns, one or two, and the label's, [] where there is none. records: None where the
+    columns have names; else a function that reads the rows again."""
     columns = {str(i): name for i, name in enumerate(names, 1)}
     columns |= {name.lower(): name for name in reversed(names)}  # of two that differ in case the first
 
@@ -235,8 +236,8 @@ def find_columns(file, names, text_columns, label_columns, like, records):
     if label_columns:
         labels = [given(name, "--label_column") for name in label_columns]
     if records:
-        likely = columns_by_content([row for _, row in records()], {*texts, *labels})
-        texts, labels = texts or likely[0], labels or likely[1]
+        found = columns_by_content([row for _, row in records()], {*texts, *labels})
+        texts, labels = texts or found[0], labels or found[1]
     like_texts, like_labels = like or ([], [])
     agrees = not records or not texts or set(like_texts) <= set(texts)  # without names, by the content
     if like_texts and agrees:
@@ -251,8 +252,8 @@ def find_columns(file, names, text_columns, label_columns, like, records):
 
 
 def columns_by_content(rows, taken):
-    """Without names: texts are the columns of three and more words a cell. The label is the only one of the
-    others that has few values, each in many rows; or the only such one with the values 0, 1, and so on."""
+    """-> of the columns not taken those of texts, with three or more words a cell; and the label's: the only
+    other one of few values, each in many rows, or the only such one with the values 0, 1, ...; else []."""
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in taken}
     words = {name: sum(len(cell.split()) for cell in cells) / len(cells) for name, cells in columns.items()}
     few = [name for name, cells in columns.items() if words[name] < 3 and "" not in cells
@@ -311,9 +312,10 @@ def prepare(splits, kind=None, classes=None):
     if classes:
         ids = ids_of_labels(classes, used)
     else:
-        names_of_columns = first.columns[1] if kind == "multilabel" else ()  # where each class has one
-        classes = sorted_classes(first, next(iter(used.values())).union(
-            names_of_columns if len(names_of_columns) > 1 else ()))
+        trained = next(iter(used.values()))
+        if kind == "multilabel" and len(first.columns[1]) > 1:  # each class has a column
+            trained = trained.union(first.columns[1])
+        classes = sorted_classes(first, trained)
         ids = dict.fromkeys(used, {name: i for i, name in enumerate(classes)})
     if len(classes) < (1 if kind == "multilabel" else 2):
         file = first.where[0].rpartition(", ")[0]
@@ -326,7 +328,7 @@ def prepare(splits, kind=None, classes=None):
 
 def sorted_classes(examples, used):
     """The labels used, numbers by size."""
-    if {"-", "entailment"} <= used:  # SNLI's mark where its annotators did not agree
+    if {"-", "entailment"} <= used and "-" in examples.labels:  # SNLI's mark for no agreement
         where = examples.where[examples.labels.index("-")]
         raise ValueError(f"{where}: '-' says that there is no gold label; leave such rows out")
     are_numbers = all(re.fullmatch(r"-?\d+", name) for name in used)
@@ -334,15 +336,14 @@ def sorted_classes(examples, used):
 
 
 def to_ids(names, ids, where, kind, classes):
-    """The labels of each row -> its class; for tokens a list of them, for multilabel a bool (classes,)"""
+    """A list of names for each row -> its id; for tokens a list of ids, for multilabel bool (classes,)"""
     labels = []
     for row, place in zip(names, where):
-        numbers = [ids.get(name) for name in row]
-        if None in numbers:
-            unknown = min(name for name, number in zip(row, numbers) if number is None)
-            raise ValueError(f"{place}: the label {unknown!r} is none of the classes: "
+        if unknown := [name for name in row if name not in ids]:
+            raise ValueError(f"{place}: the label {min(unknown)!r} is none of the classes: "
                              f"{', '.join(classes[:20])}" + ", ..." * (len(classes) > 20)
                              + "; of amounts the kind is regression" * all(map(is_number, classes)))
+        numbers = [ids[name] for name in row]
         if kind == "multilabel":
             numbers = np.isin(np.arange(len(classes)), numbers)
         labels.append(numbers[0] if kind == "classification" else numbers)
@@ -353,7 +354,7 @@ def guess_kind(examples, classes):
     """tokens where labels are lists; a regression where all are numbers, one has a fraction, and no classes
     are given; else classification. ValueError for a list in one cell, as pandas writes it."""
     words, tags = examples.columns
-    are_words = words and tags and {*words} <= {*WORDS} and {*tags} <= {*TAGS}  # strings, blanks between
+    are_words = words and tags and {*words} <= {*WORDS} and {*tags} <= {*TAGS}  # strings of words
     if are_words or any(isinstance(label, list) for label in examples.labels):
         return "tokens"
     if not classes and all(map(is_number, examples.labels)) and any(float(x) % 1 for x in examples.labels):
@@ -399,8 +400,9 @@ def ids_of_labels(classes, used):
         if known := {name: names[fold(name)] for name in labels if fold(name) in names}:
             ids[split] = known
     numbers = set().union(*(labels for split, labels in used.items() if split not in ids))
-    start = 0 if numbers <= set(map(str, range(len(classes)))) else 1
-    if start == 0 < (least := min(map(int, numbers), default=0)):
+    start = 0 if "0" in numbers or numbers <= set(map(str, range(len(classes)))) else 1
+    if start == 0 and numbers and "0" not in numbers:
+        least = min(map(int, numbers))
         print(f"no label is 0; they are taken as ids that begin there, {least} as {classes[least]!r}",
               file=sys.stderr)
     return {split: ids.get(split, {str(i + start): i for i in range(len(classes))}) for split in used}
@@ -421,10 +423,11 @@ def hold_out(examples, kind):
     if not held:
         raise ValueError(f"{examples.where[0]}: no row can be held out, as each has a class of its own; of "
                          "amounts the kind is regression")
-    pick = lambda inside: replace(examples, **{
-        name: [value for i, value in enumerate(getattr(examples, name)) if (i in held) == inside]
-        for name in ("texts", "labels", "where")})
-    return pick(False), pick(True)
+
+    def pick(rows):
+        return replace(examples, texts=[examples.texts[i] for i in rows],
+                       labels=[examples.labels[i] for i in rows], where=[examples.where[i] for i in rows])
+    return pick([i for i in range(len(order)) if i not in held]), pick(sorted(held))
 
 
 def check_texts(examples, kind):
@@ -472,13 +475,14 @@ def encode(texts, tokenizer, max_length):
     is_bpe = isinstance(tokenizer, tokenizers.ByteLevelBPE)
     between = sep * 2 if is_bpe else sep
     strings = [part for text in texts for part in text]
-    if is_bpe and texts and isinstance(texts[0], list):  # a word begins with a space
+    is_words = bool(texts) and isinstance(texts[0], list)
+    if is_bpe and is_words:  # a word begins with a space
         is_special = tokenizer.special_pattern.match
         strings = [word if is_special(word) else " " + word.removeprefix(" ") for word in strings]
     pieces = iter(tokenizer.encode_batch(strings, specials=True))
     rows = []
     for text in texts:
-        parts, is_words = [next(pieces) for _ in text], isinstance(text, list)
+        parts = [next(pieces) for _ in text]
         if is_words:  # one of characters that the tokenizer drops has a tag, too
             parts = [part if len(part) else [tokenizer.unk_id] for part in parts]
         if len(parts) == 2 and not is_words:
@@ -655,10 +659,9 @@ def above(outputs, threshold):
 
 def best_threshold(rows, outputs):
     """-> of 0.01, 0.02, ... the threshold of the best micro F1, the nearest to 0.5 of equal ones; this F1."""
-    labels, outputs, f1 = rows.flat(rows.labels), rows.flat(outputs), {}
-    for threshold in (np.arange(1, 100) / 100).tolist():
-        predicted = above(outputs, threshold)
-        f1[threshold] = 2 * (labels & predicted).sum() / max(1, labels.sum() + predicted.sum())
+    labels, outputs = rows.flat(rows.labels), rows.flat(outputs)
+    f1 = {threshold: scores("multilabel", labels, outputs, threshold=threshold)["micro_f1"]
+          for threshold in (np.arange(1, 100) / 100).tolist()}
     best = max(f1, key=lambda threshold: (f1[threshold], -abs(threshold - 0.5)))
     return best, f1[best]
 

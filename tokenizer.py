@@ -30,7 +30,7 @@ import regex  # comes with tiktoken; the standard library's re has no \p{L}
 import tiktoken
 
 # White space as Unicode and Rust define it; Python's str.isspace() adds four control characters.
-SPACES = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
+SPACES = "".join(regex.findall(r"\s", "".join(map(chr, range(0x3001)))))
 
 
 class Tokenizer:
@@ -86,7 +86,7 @@ class Tokenizer:
         return np.array(ids, np.int32)
 
     def hash(self):
-        """16 hex digits; tokenizers with the same ones give the same ids, of texts without a mask."""
+        """16 hex digits; tokenizers with equal ones give equal ids, but for the spaces before a mask."""
         content = json.dumps([type(self).__name__, self.tokens, self.settings])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -131,7 +131,7 @@ WORD = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}
 # The published files spell a byte as a printable character: itself, or for 68 of them one from U+0100 on.
 PRINTABLE = [b for b in range(ord("!"), 256) if chr(b).isprintable()]
 BYTES = PRINTABLE + [b for b in range(256) if b not in PRINTABLE]  # in the order of GPT-2's ids
-SPELLING = {b: chr(b) if b in PRINTABLE else chr(256 + i - len(PRINTABLE)) for i, b in enumerate(BYTES)}
+SPELLING = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(BYTES[len(PRINTABLE):])}
 BYTE_OF = {character: b for b, character in SPELLING.items()}
 
 
@@ -191,12 +191,12 @@ class ByteLevelBPE(Tokenizer):
             lines = read_text(os.path.join(path, "vocab.bpe" if gpt2 else "merges.txt")).split("\n")
             merges = [line for line in map(str.rstrip, lines) if line and not line.startswith("#version")]
         else:
-            words = content.get("pre_tokenizer") or {}
-            if (words.get("type") != "ByteLevel" or not words.get("use_regex", True)
+            pre_tokenizer = content.get("pre_tokenizer") or {}
+            if (pre_tokenizer.get("type") != "ByteLevel" or not pre_tokenizer.get("use_regex", True)
                     or content.get("normalizer")):
                 raise ValueError("tokenizer.json is of a BPE that is not GPT-2's, of bytes")
             if config is None:
-                config = words  # it, too, has add_prefix_space
+                config = pre_tokenizer  # it, too, has add_prefix_space
             added = {token["content"]: token["id"] for token in content["added_tokens"]}
             vocabulary, merges = content["model"]["vocab"] | added, content["model"]["merges"]
         # a merge is "left right", or in newer tokenizer.json ["left", "right"]
@@ -285,7 +285,7 @@ def learn_merges(words, counts, symbols, number, prefix=0):
 # transformers, except for some characters added or changed by Unicode 9 and later: its tables are older.
 
 class ChunkTokenizer(Tokenizer):
-    """Its kinds have a chunk_pattern, normalize_character, words(chunk), normalized, and word_ids(word)."""
+    """Each kind adds chunk_pattern, normalize_character, words (of a chunk, normalized) and word_ids."""
 
     def __init__(self, tokens, special_tokens, symbols=()):
         super().__init__(tokens, special_tokens, [*special_tokens.values(), *symbols])
@@ -404,8 +404,9 @@ class WordPiece(ChunkTokenizer):
             lines = read_text(os.path.join(path, "vocab.txt")).removesuffix("\n").split("\n")
             tokens = [line.rstrip(SPACES) for line in lines]
         else:
-            model, normalizer, words = content["model"], content["normalizer"], content["pre_tokenizer"]
-            foreign = (normalizer.get("type") != "BertNormalizer" or words.get("type") != "BertPreTokenizer"
+            model, normalizer = content["model"], content["normalizer"]
+            foreign = (normalizer.get("type") != "BertNormalizer"
+                       or content["pre_tokenizer"].get("type") != "BertPreTokenizer"
                        or model.get("continuing_subword_prefix") != "##")
             if config is None:
                 config = {"do_lower_case": normalizer.get("lowercase", True),
@@ -509,15 +510,15 @@ class Unigram(ChunkTokenizer):
                 entry = self.entries.get(word[start:end])
                 if entry and totals[start] + entry[0] > total:
                     total, piece = totals[start] + entry[0], (entry[1], start)
-            # entry is now that of the last character alone; if it has none, the character may be <unk>
-            if not entry and totals[end - 1] + self.unk_score > total:
+            # a character that is no token by itself may be <unk>
+            if word[end - 1] not in self.entries and totals[end - 1] + self.unk_score > total:
                 total, piece = totals[end - 1] + self.unk_score, (self.unk_id, end - 1)
             totals.append(total)
             last.append(piece)
         ids, end = [], len(word)
         while end:
             i, end = last[end]
-            if not ids or not i == ids[-1] == self.unk_id:
+            if not (ids and i == ids[-1] == self.unk_id):
                 ids.append(i)
         return ids[::-1]
 
@@ -563,15 +564,17 @@ class Unigram(ChunkTokenizer):
             with open(os.path.join(path, "spiece.model"), "rb") as f:
                 tokens, scores, charsmap, symbols = read_sentencepiece(f.read())
         else:
-            steps, words = content["normalizer"]["normalizers"], json.dumps(content["pre_tokenizer"])
+            steps, pre_tokenizer = content["normalizer"]["normalizers"], json.dumps(content["pre_tokenizer"])
             types = [step["type"] for step in steps]
-            foreign = "WhitespaceSplit" not in words or types.count("Replace") < 2
+            foreign = "WhitespaceSplit" not in pre_tokenizer or types.count("Replace") < 2
             if config is None:
                 published = iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase", "Precompiled",
                                   "Replace"])
-                foreign |= (not all(name in published for name in types)  # in this order; some may be missing
+                # `in` uses the iterator up to the name: the same order, some may be missing
+                foreign |= (not all(name in published for name in types)
                             or ("NFKD" in types) != ("StripAccents" in types)
-                            or '"first"' in words or '"never"' in words)  # Metaspace's prepend_scheme
+                            # Metaspace's prepend_scheme
+                            or '"first"' in pre_tokenizer or '"never"' in pre_tokenizer)
             if foreign:
                 raise ValueError("tokenizer.json is of a unigram model that is not ALBERT's")
             tokens = [token for token, _ in content["model"]["vocab"]]
@@ -661,7 +664,7 @@ def protobuf_fields(data):
         if wire_type == 0:
             value, position = varint(data, position)
         else:
-            size = {1: 8, 5: 4}.get(wire_type, len(data))  # the others are not in use; none fits
+            size = {1: 8, 5: 4}.get(wire_type, len(data))  # types not in use: too large, so an error
             if wire_type == 2:
                 size, position = varint(data, position)
             value, position = data[position:position + size], position + size
@@ -803,7 +806,7 @@ class Lattice:
         for level in self.levels:
             np.maximum.at(total, self.end[level], total[self.start[level]] + arc_score[level])
         best = np.flatnonzero(total[self.start] + arc_score == total[self.end])
-        last_arc = np.zeros(len(total), int)  # by node: the end of that path
+        last_arc = np.zeros(len(total), int)  # by node: the last arc of that path
         last_arc[self.end[best]] = best
         words, pieces = [], []
         word, node = np.arange(len(self.last)), self.last  # all words in step, from their last nodes back
@@ -855,17 +858,17 @@ def load(path_or_name):
     except (OSError, MemoryError):  # these say themselves what is wrong
         raise
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error).removeprefix(os.path.join(path, ''))}") from error
     except Exception as error:  # damage makes the readers raise errors of every kind
         raise ValueError(f"{path}: damaged, or of another kind ({type(error).__name__}: {error})") from error
 
 
 def read_tokenizer(path):
-    """The tokenizer in a directory, as transformers reads it: the vocabulary from tokenizer.json, or older
-    files only without it; the settings from tokenizer_config.json, or if that names a generic class, from
-    tokenizer.json, too. But a mask that no file describes takes the space before it, as the published one
-    does, and in transformers 5 not. from_files gets the path and the contents of both: config is None if the
-    class is generic, content is None without tokenizer.json."""
+    """The tokenizer in a directory, as transformers reads it: the vocabulary from tokenizer.json, or if there
+    is none, from the older files; the settings from tokenizer_config.json, or if that names a generic class,
+    from tokenizer.json. One difference: a mask that no file describes includes the spaces before it, as the
+    published one does; in transformers 5 it does not. from_files gets the path and both contents: config is
+    None if the class is generic, content is None where there is no tokenizer.json."""
     config = read_json(os.path.join(path, "tokenizer_config.json"), {})
     model_config = read_json(os.path.join(path, "config.json"), {})  # some name the class only there
     name = config.get("tokenizer_class") or model_config.get("tokenizer_class") or "BertTokenizer"
@@ -900,7 +903,7 @@ def published_class(path, content):
             if os.path.exists(os.path.join(path, name)):
                 return tokenizer_class
         raise FileNotFoundError(f"{path} has no tokenizer: vocab.txt, spiece.model, vocab.json with "
-                                f"merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
+                                "merges.txt, encoder.json with vocab.bpe, or tokenizer.json")
     model = content["model"]
     if "merges" in model:
         return ByteLevelBPE
@@ -912,8 +915,8 @@ def published_class(path, content):
 
 
 def described_tokens(path, config, content):
-    """Tokens that the files say are cut out of a text before all others: objects with a content, and some of
-    them with lstrip."""
+    """The tokens that the files describe, which are cut out of a text before anything else: dicts with
+    "content" and perhaps "lstrip", "rstrip", "single_word" and "normalized"."""
     named = read_json(os.path.join(path, "special_tokens_map.json"), {}) | config
     extra = named.get("extra_special_tokens") or []
     described = [*named.get("added_tokens_decoder", {}).values(),
@@ -936,8 +939,8 @@ def check_frame(post_processor, tokenizer):
                     for name in ("single", "pair"))
     else:
         first, last = (post_processor.get(name, [None])[0] for name in ("cls", "sep"))
-        one, seps = [first, None, last], 2 if post_processor.get("type") == "RobertaProcessing" else 1
-        two = [first, None, *[last] * seps, None, last]
+        middle = [last] * (2 if post_processor.get("type") == "RobertaProcessing" else 1)
+        one, two = [first, None, last], [first, None, *middle, None, last]
     if one != [cls, None, sep]:
         raise ValueError(f"tokenizer.json does not put {cls} before a text and {sep} after it")
     if two != [cls, None, *between, None, sep]:
@@ -962,7 +965,7 @@ def read_text(path, parse=str):
         with open(path, encoding="utf-8", newline="\n") as f:  # a \r may be a token
             return parse(f.read())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError, too deep a nesting
-        raise ValueError(f"{os.path.basename(path)} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def read_json(path, default=None):
@@ -979,5 +982,5 @@ def read_json(path, default=None):
 def tokens_by_id(vocabulary):
     """{token: id} -> [token of id 0, token of id 1, ...]. ValueError if the ids are not 0, 1, 2 and so on."""
     if set(vocabulary.values()) != set(range(len(vocabulary))):
-        raise ValueError("the ids of the vocabulary are not 0, 1, 2 and so on: one is twice or missing")
+        raise ValueError("the ids of the vocabulary are not 0, 1, 2 and so on: one is missing or there twice")
     return sorted(vocabulary, key=vocabulary.get)

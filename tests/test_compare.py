@@ -67,18 +67,21 @@ def test_what_is_done_is_in_the_table_if_the_next_run_fails(tmp_path, monkeypatc
     assert "| a | 1 |" in (tmp_path / "compare.md").read_text()
 
 
-def test_a_signal_goes_to_the_run(flags, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_goes_to_the_run(number, flags, tmp_path):
     """To the process that trains, which saves."""
     argv = flags(tmp_path / "run", "full", more=["--epochs", "1000"])
     process = subprocess.Popen([sys.executable, "compare.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # no nohup
     for line in process.stdout:
         if line.startswith("step      1 |"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     process.stdout.read()
     error = process.stderr.read()
-    assert process.wait(60) == 130 and "compare.py: full ended with status 130" in error.splitlines()[-1]
+    assert process.wait(60) == 128 + number
+    assert f"compare.py: full ended with status {128 + number}" in error.splitlines()[-1]
     assert (tmp_path / "run" / "full" / "model.safetensors").exists()
 
 

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 
 import finetune
+import predict
 import rundir
 import train_mlm
 from conftest import read_log
@@ -77,6 +78,28 @@ def test_an_adapter(finetuning, tmp_path):
     assert front["library_name"] == "peft" and "transformers.pipeline" not in text
     final = read_log(tmp_path)[-1]
     assert f"| all seeds | accuracy {final['mean']:.4f} ± {final['std']:.4f} |" in text
+
+
+def test_a_stopped_run_has_no_card_when_its_adapter_is_merged(finetuning, tmp_path, capsys):
+    finetune.main(finetuning(tmp_path / "lora", "single", "bert", "--epochs", "1", "--train", "lora"))
+    log = tmp_path / "lora" / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    predict.main(["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "merged")])
+    assert "and its base, merged" in capsys.readouterr().out
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert not (tmp_path / "merged" / "README.md").exists()
+
+
+def test_of_two_seeds_with_one_metric_the_card_has_the_one_of_the_lower_loss():
+    """Its weights were kept."""
+    run = dict(train_file="x.csv", kind="classification", classes=["a", "b"], train="full", lr=1e-4,
+               rows=dict(train=20, val=10))
+    seeds = [dict(score=0.7, epochs=epochs, scores=dict(accuracy=0.7, loss=loss))
+             for epochs, loss in ((1, 0.9), (3, 0.5), (2, 0.6))]
+    final = dict(metric="accuracy", mean=0.7, std=0.0, trained=5, seeds=seeds)
+    _, facts = rundir.finetuning_facts(run, final, SimpleNamespace(vocab_size=600))
+    assert facts["validation"].startswith("accuracy 0.7000, loss 0.5000,")
+    assert "3 epochs" in facts["trained"]
 
 
 def test_commands_can_be_pasted(flags, finetuning, tmp_path, capsys):

@@ -370,6 +370,8 @@ def test_labels_are_not_guessed_across_files(capsys):
     assert prepared.splits["train"].labels == [1, 2, 3]
     with pytest.raises(ValueError, match="is none of the classes"):  # neither from 0 nor from 1 in both
         tasks.prepare({"train": labelled("1234"), "val": labelled("0123")}, classes=news)
+    with pytest.raises(ValueError, match="the label '4' is none of the classes"):  # and not the first 0
+        tasks.prepare({"train": labelled("01234")}, classes=news)
     cased = {"train": labelled(["Negative", "positive"]), "val": labelled(["NEGATIVE"])}
     assert tasks.prepare(cased, classes=["negative", "positive"]).splits["train"].labels == [0, 1]
     for train, val in ((["no", "yes"], ["1", "0"]), (["1.0", "2.0"], ["1", "2"]), ("45", "12")):
@@ -502,6 +504,8 @@ def test_rows_that_nobody_labelled(tmp_path):
     examples = tasks.read_file(write(tmp_path, "snli.csv", "\n".join(rows)))
     with pytest.raises(ValueError, match="line 4: '-' says that there is no gold label"):
         tasks.prepare({"train": examples})
+    several = labelled([["entailment", "-"], ["neutral"]])  # here it is a name like others
+    assert tasks.prepare({"train": several}, "multilabel").classes == ["-", "entailment", "neutral"]
 
 
 def test_a_list_in_a_cell_is_no_class(tmp_path):

@@ -99,12 +99,13 @@ def test_killed_at_any_moment_a_run_comes_to_the_same_end(tmp_path):
     assert soak.pretraining(tmp_path, "bert", "fast", kills=2, rng=random.Random(0), steps=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
     out = tmp_path / "a run"
     argv = flags(out, "roberta", "--max_steps", 100000)
     process = subprocess.Popen([sys.executable, "train_mlm.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # no nohup
     for line in process.stdout:
         if line.startswith("step      5"):
             process.send_signal(number)

@@ -336,7 +336,7 @@ def bench_costs(args, table):
                       layers=case["config"]["num_hidden_layers"], masked=case["masked"], **speed(case, ms[i]))
 
 
-SPIN_COUNTS = (500, 2_000, 10_000, 50_000, 300_000)  # of GOMP_SPINCOUNT; the last is OpenMP's own
+SPIN_COUNTS = (2_000, 5_000, 10_000, 300_000)  # of GOMP_SPINCOUNT; the last is OpenMP's own
 # Programs that compute until their parent is gone, and say when they begin.
 NEIGHBOURS = {"one_thread": """
 import os

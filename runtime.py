@@ -26,9 +26,10 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
-# that it waits for is taken: a step of 34 ms takes 133 to 151. If they sleep after 2,000 turns it takes 75,
-# but 41 when quiet (bench.py neighbour). OpenMP reads it as torch loads: import runtime before it.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# that it waits for is taken: a step of 100 ms takes 261 to 325. If they sleep after 10,000 turns it takes 226
+# to 236, after 2,000 170, but then 128 when quiet (bench.py neighbour). OpenMP reads it as torch loads: import
+# runtime before it.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 import torch.distributed as dist

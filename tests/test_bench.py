@@ -81,7 +81,7 @@ def test_figures_in_json(measured):
 
 
 def test_a_worker_knows_nothing_of_the_other_side(monkeypatch):
-    monkeypatch.setenv("GOMP_SPINCOUNT", "2000")  # as runtime sets it in this process
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # as runtime sets it in this process
     assert "GOMP_SPINCOUNT" not in bench.environment()
     assert bench.environment(GOMP_SPINCOUNT="300000")["GOMP_SPINCOUNT"] == "300000"
     code = "import sys, bench; sys.exit('runtime' in sys.modules or 'torch' in sys.modules)"

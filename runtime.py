@@ -26,9 +26,9 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 # OpenMP's threads wait for each other by spinning, and beside another busy program one spins while the core
-# that it waits for is taken: a step of 100 ms takes 261 to 325. If they sleep after 10,000 turns it takes 226
-# to 236, after 2,000 170, but then 128 when quiet (bench.py neighbour). OpenMP reads it as torch loads: import
-# runtime before it.
+# that it waits for is taken: a step of 100 ms takes 261 to 325. If they sleep after 10,000 turns it takes
+# 226 to 236; after 2,000 about 170, but 128 when quiet (bench.py neighbour). OpenMP reads it as torch loads:
+# import runtime before it.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
@@ -117,7 +117,8 @@ def add_machine_flags(p, dtype=None):
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), default=dtype,
         help="of the forward pass" if dtype else "default: bfloat16 where it is faster")
-    add("--threads", type=positive_int, help="CPU threads of the model; default: all cores")
+    add("--threads", type=positive_int, help="CPU threads of the model; default: torch's own number, "
+        "or of several processes each its share of the cores")
     return add
 
 
@@ -184,8 +185,9 @@ def read_config(path_or_name, name="config.json"):
                              "result")
         raise FileNotFoundError(f"{path_or_name} is no checkpoint: it has no {name}")
     config = tokenizers.read_json(file)
-    if config.get("model_type") not in MODELS:
-        raise ValueError(f"{file}: model_type is {config.get('model_type')!r}, not one of {', '.join(MODELS)}")
+    model_type = config.get("model_type")
+    if model_type not in MODELS:
+        raise ValueError(f"{file}: model_type is {model_type!r}, not one of {', '.join(MODELS)}")
     return config
 
 
@@ -256,7 +258,8 @@ class Host:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             # for what the CPUs agree on; reading a corpus may take long, and the others wait for it
             self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-        torch.set_num_threads(args.threads or max(1, cores() // processes_here))
+        if args.threads or self.world > 1:  # torchrun gives one; alone, torch's own number is the best guess
+            torch.set_num_threads(args.threads or max(1, cores() // processes_here))
         torch.set_float32_matmul_precision("high")  # TF32 on the GPUs that have it
         if self.device.type == "cpu":
             keep_memory()

@@ -255,6 +255,19 @@ def test_after_an_error_no_process_waits_for_the_others(error, ends, monkeypatch
     assert ended == ends
 
 
+@pytest.mark.parametrize("environment, flags, threads", [
+    ({"OMP_NUM_THREADS": "1"}, [], 1), ({"OMP_NUM_THREADS": "1"}, ["--threads", "2"], 2)])
+def test_the_number_of_threads_is_torchs_own_unless_given(environment, flags, threads):
+    """torch's heeds OMP_NUM_THREADS, and of a processor with two kinds of cores or two threads a core it takes
+    what is fast."""
+    show = ("import runtime, torch, train_mlm\n"
+            f"with runtime.Host(train_mlm.parser().parse_args(['--device', 'cpu', *{flags}])):\n"
+            "    print(torch.get_num_threads())")
+    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, env=os.environ | environment, text=True,
+                          capture_output=True, check=True)
+    assert done.stdout == f"{threads}\n"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/cpuinfo")
 def test_the_precision_does_not_depend_on_what_else_runs():
     """It was timed once: beside two busy programs bfloat16 lost to float32, and a run took twice as long."""

@@ -1,5 +1,5 @@
 """
-ALBERT in one file: the model, its heads, its published sizes, and its Hugging Face checkpoints.
+ALBERT in one file: the model, its heads, its sizes, and its Hugging Face checkpoints.
 
 Paper: Lan et al. 2019, https://arxiv.org/abs/1909.11942. Reference: google-research/albert, modeling.py.
 
@@ -7,7 +7,8 @@ What sets ALBERT apart (`diff bert.py albert.py` is the lesson):
   - factorised embeddings: tokens have E numbers, and one matrix takes them to H
   - layers share their weights: one group of layers, run num_hidden_layers times
   - the second task is sentence order (SOP): have the two segments changed places?
-  - the GELU is the tanh approximation, and dropout is 0 but before a classifier (the published version 2)
+  - the GELU is the tanh approximation (transformers' choice: Google's code has it in BERT, too), and dropout
+    is 0, except 0.1 before a classifier, as in the v2 checkpoints
 
 Shapes: B rows in a batch, T tokens in a row, H hidden size, nh heads of size D = H / nh,
 Q positions returned (in pretraining the K masked ones), V vocabulary, L labels, E embedding size.
@@ -74,7 +75,7 @@ def preset(layers, hidden, heads, **more):
             "intermediate_size": 4 * hidden, **more}
 
 PRESETS = {
-    "albert-tiny": preset(2, 128, 2),
+    "albert-tiny": preset(2, 128, 2),  # not published; for tests
     "albert-base-v2": preset(12, 768, 12),
     "albert-large-v2": preset(24, 1024, 16),
     "albert-xlarge-v2": preset(24, 2048, 16),
@@ -117,8 +118,9 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # applied inside the fused kernel
 
     def forward(self, x, context, attn_mask):
-        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer: there
-        x is the positions to return. attn_mask (B, 1, 1, T): where to look; None: everywhere."""
+        """Queries come from x (B, Q, H), keys and values from context (B, T, H) -> (B, Q, H). In all layers
+        but the last x is context; there it is only the positions to return. attn_mask (B, 1, 1, T): where to
+        look; None: everywhere."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout.p if self.training else 0.0
@@ -366,7 +368,7 @@ KEYS = {  # our module: theirs; {} stands for a number; the parameters have the 
     "sop": "sop_classifier.classifier",
     "classifier": "classifier",
 }
-HF_DEFAULTS = {"num_attention_heads": 64}  # transformers' defaults that differ from Config's
+HF_DEFAULTS = {"num_attention_heads": 64}  # transformers' default, which no shape would betray
 # A file may lack a head or have another, and may hold tied parameters twice.
 HEADS = (BASE + "pooler.", "predictions.", "sop_classifier.", "classifier.", "qa_outputs.")
 TIED = {KEYS["mlm"] + ".decoder.weight": BASE + "embeddings.word_embeddings.weight",
@@ -446,13 +448,17 @@ def load_checkpoint(cls, path_or_name, overrides):
 
 
 def local_directory(path_or_name):
-    """A directory is itself; anything else is a name on the hub, downloaded once."""
+    """A directory is itself; anything else is a name on the hub, downloaded once: pytorch_model.bin only if
+    there are no safetensors."""
     if os.path.isdir(path_or_name):
         return path_or_name
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         from huggingface_hub import snapshot_download
-        return snapshot_download(str(path_or_name), allow_patterns=patterns)
+        path = snapshot_download(str(path_or_name), allow_patterns=patterns)
+        if not any(name.endswith(".safetensors") for name in os.listdir(path)):
+            path = snapshot_download(str(path_or_name), allow_patterns=["pytorch_model.bin"])
+        return path
     except Exception as error:  # no network, no such name, no access, a proxy: errors of every kind
         raise FileNotFoundError(f"{path_or_name}: no such directory here, and the hub did not give it: "
                                 f"{(str(error) or type(error).__name__).splitlines()[0]}") from error

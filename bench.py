@@ -3,7 +3,7 @@ Speed, beside the libraries that do the same: always a ratio, both measured in t
 
     python bench.py pretraining                       # a training step, beside transformers
     python bench.py finetuning                        # full and LoRA, beside transformers.Trainer and PEFT
-    python bench.py accuracy --text train.tsv --val_text dev.tsv --rounds 1   # what Trainer reaches there
+    python bench.py accuracy --text train.tsv --val_text dev.tsv --rounds 1   # what accuracy Trainer reaches
     python bench.py tokenizers --text wiki.txt        # encoding and training, beside Hugging Face tokenizers
     python bench.py costs                             # a step against row length, rows, depth and mask rate
     python bench.py neighbour                         # a step beside another busy program
@@ -302,7 +302,8 @@ def bench_pretraining(args, table):
                 if abs(loss - losses["ours"]) > (1e-3 if both_exact else 0.05):
                     raise runtime.Stop(f"{case['name']}: the losses differ: {losses}", 1)
             ask["fast"] = fast.ask
-            in_turn({name: partial(ask[name], 1) for name in ask}, 1)  # memory is taken, kernels are chosen
+            for function in ask.values():
+                function(1)  # memory is taken, kernels are chosen
             tried = in_turn({name: partial(ask[name], -(-args.steps // 4)) for name in ways}, 2)
             sides = dict(ours="ours", default="float32 sdpa", best=min(tried, key=tried.get))
             ms = in_turn({name: partial(ask[name], args.steps) for name in ("fast", *sides.values())},
@@ -667,8 +668,9 @@ def parse_arguments(argv):
         elif name not in defaults:
             raise ValueError(f"{args.what} takes no --{name}, but --{', --'.join(defaults)}")
     args.dtype = args.dtype or ("dtype" in defaults and runtime.pick_dtype(torch.device("cpu")))
-    if args.json and not os.access(os.path.dirname(os.path.abspath(args.json)), os.W_OK):
-        raise ValueError(f"--json {args.json} cannot be written: there is no such folder, or it is not yours")
+    folder = args.json and os.path.dirname(os.path.abspath(args.json))
+    if args.json and (os.path.isdir(args.json) or not os.access(folder, os.W_OK)):
+        raise ValueError(f"--json {args.json} cannot be written: it must be a file in a folder that is yours")
     return args, function
 
 

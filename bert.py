@@ -1,5 +1,5 @@
 """
-BERT in one file: the model, its heads, its published sizes, and its Hugging Face checkpoints.
+BERT in one file: the model, its heads, its sizes, and its Hugging Face checkpoints.
 
 Paper: Devlin et al. 2018, https://arxiv.org/abs/1810.04805. Reference: google-research/bert, modeling.py.
 
@@ -41,7 +41,7 @@ class Config:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072                # width of the MLP in each layer
-    hidden_act: str = "gelu"                     # one of ACTIVATIONS
+    hidden_act: str = "gelu"                     # one of ACTIVATIONS; as in transformers, not by tanh
     max_position_embeddings: int = 512           # the longest row
     type_vocab_size: int = 2                     # token types
     layer_norm_eps: float = 1e-12
@@ -68,7 +68,7 @@ def preset(layers, hidden, heads, **more):
             "intermediate_size": 4 * hidden, **more}
 
 PRESETS = {
-    "bert-tiny": preset(2, 128, 2),
+    "bert-tiny": preset(2, 128, 2),  # to bert-medium: Turc et al. 2019, https://arxiv.org/abs/1908.08962
     "bert-mini": preset(4, 256, 4),
     "bert-small": preset(4, 512, 8),
     "bert-medium": preset(8, 512, 8),
@@ -114,8 +114,9 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # applied inside the fused kernel
 
     def forward(self, x, context, attn_mask):
-        """x (B, Q, H) attends to context (B, T, H) -> (B, Q, H). They differ only in the last layer: there
-        x is the positions to return. attn_mask (B, 1, 1, T): where to look; None: everywhere."""
+        """Queries come from x (B, Q, H), keys and values from context (B, T, H) -> (B, Q, H). In all layers
+        but the last x is context; there it is only the positions to return. attn_mask (B, 1, 1, T): where to
+        look; None: everywhere."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout.p if self.training else 0.0
@@ -436,13 +437,17 @@ def load_checkpoint(cls, path_or_name, overrides):
 
 
 def local_directory(path_or_name):
-    """A directory is itself; anything else is a name on the hub, downloaded once."""
+    """A directory is itself; anything else is a name on the hub, downloaded once: pytorch_model.bin only if
+    there are no safetensors."""
     if os.path.isdir(path_or_name):
         return path_or_name
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         from huggingface_hub import snapshot_download
-        return snapshot_download(str(path_or_name), allow_patterns=patterns)
+        path = snapshot_download(str(path_or_name), allow_patterns=patterns)
+        if not any(name.endswith(".safetensors") for name in os.listdir(path)):
+            path = snapshot_download(str(path_or_name), allow_patterns=["pytorch_model.bin"])
+        return path
     except Exception as error:  # no network, no such name, no access, a proxy: errors of every kind
         raise FileNotFoundError(f"{path_or_name}: no such directory here, and the hub did not give it: "
                                 f"{(str(error) or type(error).__name__).splitlines()[0]}") from error

@@ -729,7 +729,7 @@ def sampled_softmax(labels, unigram_probs):
 
 
 def unigram_nats(rows):
-    """Entropy in nats of the targets' unigram distribution over an epoch: the lowest loss without context."""
+    """Entropy in nats of the targets' unigram distribution over an epoch: the lowest loss without input."""
     counts = np.zeros(rows.tokenizer.vocab_size, np.int64)
     for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 256)):
         labels = rows.batch(part)["labels"]

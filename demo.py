@@ -183,7 +183,7 @@ def main(argv=None):
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}  # no telemetry
         try:
             import gradio as gr
-            if tuple(map(int, gr.__version__.split(".")[:2])) < (6, 20):  # these load scripts from elsewhere
+            if tuple(map(int, gr.__version__.split(".")[:2])) < (6, 20):  # loads scripts from elsewhere
                 raise ImportError(f"gradio {gr.__version__} is too old")
         except ImportError as error:
             raise ValueError(f"{error}: pip install -r requirements-demo.txt") from error

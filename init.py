@@ -51,8 +51,8 @@ def word_vectors(model, tokens, contexts=1024, sample=20):
     chance = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
     pmi = (counts / chance.clamp_(min=1e-9)).clamp_(min=1).log_()  # (V, C)
     principal = torch.linalg.eigh(pmi.T @ pmi)[1][:, -E:]
-    principal *= principal.gather(0, principal.abs().argmax(0, keepdim=True)).sign()  # which is arbitrary
-    # a random rotation: no dimension, and so no head, is to have more of it than another
+    principal *= principal.gather(0, principal.abs().argmax(0, keepdim=True)).sign()  # else arbitrary
+    # a random rotation, so that no dimension, and no head, has more of the variance than another
     rotation = torch.nn.init.orthogonal_(torch.empty(principal.shape[1], E, dtype=torch.float64))
     vectors = pmi @ (principal @ rotation)
     length = vectors.norm(dim=1, keepdim=True)

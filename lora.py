@@ -2,6 +2,7 @@
 LoRA in one file: train a pair of thin matrices beside a frozen one.
 
     lora.inject(model, r=8, alpha=16)          # freeze the model; adapters on query and value, head trainable
+                                               # (PEFT's default alpha is 8)
     ...                                        # train as ever: the optimizer gets what requires_grad
     lora.save(model, "out/adapter")            # 1.2 MB of bert-base's 440, in PEFT's layout
     lora.merge(model)                          # or: add the adapters to the weights and be rid of them

@@ -1,5 +1,6 @@
 """
-What the scripts need of the machine: flags, processes, precision, signals.
+What the scripts need of the machine: flags, processes, precision, signals. Importing it, and Host(), change
+settings of the whole process: it is for these scripts, not for your project.
 
 Each script's main() reads
 
@@ -35,7 +36,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# cuDNN's attention plans anew for every length of a row, and some versions round dropout to sixteenths.
+# cuDNN's attention plans anew for every length of a row, and before torch 2.12 may round dropout to
+# sixteenths (https://github.com/pytorch/pytorch/pull/174245).
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 import tokenizer as tokenizers
@@ -116,7 +118,8 @@ def add_machine_flags(p, dtype=None):
     add = p.add_argument_group("machine").add_argument
     add("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     add("--dtype", choices=("float32", "bfloat16"), default=dtype,
-        help="of the forward pass" if dtype else "default: bfloat16 where it is faster")
+        help="of the forward pass; float32 is TF32 on a GPU"
+        + "; default: bfloat16 where it is faster" * (dtype is None))
     add("--threads", type=positive_int, help="CPU threads of the model; default: torch's own number, "
         "or of several processes each its share of the cores")
     return add

@@ -379,7 +379,8 @@ def restore(optimizers, state, host):
 
 def wrap(model, rows, val_batches, step, elapsed, max_steps, args, host):
     """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
-    starts and before an old run is overwritten; with two batches, as a sampled softmax changes its size."""
+    starts and before an old run is overwritten; with two batches, as with a sampled softmax their sizes
+    differ, and torch.compile then makes that size dynamic."""
     if not args.compile:
         return host.wrap(model)
     host.say("compiling ...")
@@ -508,7 +509,8 @@ class Report:
         length = f"{max_steps:,} steps" if max_steps else f"{args.max_minutes:g} minutes"
         host.say(f"{parameters / 1e6:.1f} M parameters; {length}; steps of {args.batch_size} rows of "
                  f"{args.seq_length} tokens, {len(rows):,} rows an epoch\nunigram entropy of the validation "
-                 f"targets: {self.unigram:.3f} nats. Only context gets a loss below it.")
+                 f"targets: {self.unigram:.3f} nats. Copying the one in ten that stays visible gets a "
+                 "loss somewhat below it, context further.")
         if args.softmax == "sampled":
             host.say("The training loss is over a sample of the vocabulary, and so it is lower than that of "
                      "validation.")
@@ -540,7 +542,7 @@ class Report:
         self.log.write(f"{text} | {runtime.clock(left)} left", **line)
 
     def validation(self, step, means, elapsed, final=False):
-        """final: at the end, with the loss per byte, too, which does not depend on the tokenizer."""
+        """final: at the end, with the loss per byte, too, which depends less on the tokenizer."""
         loss, accuracy, _, sentence_accuracy = means
         if final and not math.isfinite(loss):
             raise runtime.Stop(f"the validation loss is not finite; {self.args.out_dir} holds the weights", 2)
@@ -645,8 +647,9 @@ def train(args, state, host):
             optimizer.step()
             optimizer.zero_grad()
         step += 1
-        # weighted()'s four, the gradient's norm, 1 for a step with pairs; mean_of_steps() adds the processes'
-        # rows. Nothing here waits for the GPU, as .item() would.
+        # A row of history: weighted()'s four, of this process; then the gradient's norm, and 1 if the step
+        # had pairs, of which each process has its share: mean_of_steps() adds their rows. Nothing here waits
+        # for the GPU, as .item() would.
         rest = torch.stack([norm, torch.full_like(norm, all_pairs > 0)]) / host.world
         history.append(torch.cat([figures, rest]))
 

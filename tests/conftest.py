@@ -8,7 +8,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers on two cores, and what they start
+# before torch: each of pytest's workers, and what it starts, has one core
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

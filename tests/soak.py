@@ -26,7 +26,6 @@ import inference
 
 STEPS = 300
 CPU = ["--device", "cpu", "--dtype", "float32", "--threads", 1]
-RUNS = [(model, recipe) for model in ("roberta", "bert", "albert") for recipe in ("fast", "paper")]
 
 
 def start(script, flags):
@@ -70,14 +69,13 @@ def pretraining(folder, model, recipe, kills, rng, steps=STEPS):
              "--save_interval", 2, "--log_interval", 1, "--eval_interval", 25, "--eval_rows", 32, *CPU]
     whole, killed = folder / f"{model}-{recipe}-whole", folder / f"{model}-{recipe}-killed"
     finish("train_mlm.py", [*flags, "--out_dir", whole])
-    first, in_time = [*flags, "--out_dir", killed], 0
-    resume = ["--init_from", "resume", "--out_dir", killed]
+    def next_flags():  # a kill within the first save leaves nothing to resume
+        begin = ["--init_from", "resume"] if (killed / "resume.pt").exists() else [*flags, "--overwrite"]
+        return [*begin, "--out_dir", killed]
+    in_time = 0
     for i in range(kills):
-        process = start("train_mlm.py", resume if (killed / "resume.pt").exists() else first)
-        in_time += kill(process, killed, i % 2 == 0, rng)
-        if not (killed / "resume.pt").exists():  # not even one save
-            first = [*flags, "--out_dir", killed, "--overwrite"]
-    finish("train_mlm.py", resume)
+        in_time += kill(start("train_mlm.py", next_flags()), killed, i % 2 == 0, rng)
+    finish("train_mlm.py", next_flags())
     same_run(whole, killed)
     return in_time
 
@@ -118,13 +116,16 @@ def main():
     p.add_argument("--json")
     args = p.parse_args()
     rng, results = random.Random(args.seed), []
-    each = -(-args.kills // (len(RUNS) + 2))
+    runs = [(pretraining, model, recipe) for model in ("roberta", "bert", "albert")
+            for recipe in ("fast", "paper")] + [(finetuning, "full"), (finetuning, "lora")]
+    each = -(-args.kills // len(runs))
     with tempfile.TemporaryDirectory() as folder:
-        for run in [*RUNS, ("full",), ("lora",)]:
+        for function, *names in runs:
             began = time.time()
-            in_time = (pretraining if len(run) == 2 else finetuning)(folder, *run, each, rng)
-            results.append(dict(run=" ".join(run), kills=in_time))
-            print(f"{' '.join(run)}: {in_time} kills, the same end; {time.time() - began:.0f} s", flush=True)
+            in_time = function(folder, *names, each, rng)
+            results.append(dict(run=" ".join(names), kills=in_time))
+            seconds = time.time() - began
+            print(f"{' '.join(names)}: {in_time} kills, the same end; {seconds:.0f} s", flush=True)
     if args.json:
         command = shlex.join(["python", "tests/soak.py", *sys.argv[1:]])
         Path(args.json).write_text(json.dumps(dict(command=command, results=results), indent=1) + "\n")

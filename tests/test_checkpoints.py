@@ -152,7 +152,12 @@ def test_a_hub_name_is_fetched_and_read(checkpoint, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download",
                         lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(path))
     same(bert.ForPreTraining.from_pretrained("someone/bert-tiny"), model)
-    assert asked[0][0] == "someone/bert-tiny" and not any(p.endswith(".py") or p == "*" for p in asked[0][1])
+    [(name, patterns)] = asked
+    assert name == "someone/bert-tiny" and not any(p.endswith((".py", ".bin")) or p == "*" for p in patterns)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()  # only then the other file is fetched, too
+    same(bert.ForPreTraining.from_pretrained("someone/bert-tiny"), model)
+    assert asked[2][1] == ["pytorch_model.bin"]
 
 
 @pytest.mark.parametrize("read", [bert.ForPreTraining.from_pretrained, tokenizers.load])

@@ -124,7 +124,8 @@ def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys, refused)
     error = refused(predict, ["--checkpoint", str(tmp_path / "moved"), "x"])
     assert "moved/adapter_config.json: base_model_name_or_path /no/such/base" in error
     (tmp_path / "moved" / "base_config.json").write_text("{")
-    assert "moved/base_config.json is damaged" in refused(predict, ["--checkpoint", str(tmp_path / "moved"), "x"])
+    error = refused(predict, ["--checkpoint", str(tmp_path / "moved"), "x"])
+    assert "moved/base_config.json is damaged" in error
     # neither a run nor the adapter itself is written over
     assert "holds a run already" in refused(
         predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora")])

@@ -258,7 +258,7 @@ def test_after_an_error_no_process_waits_for_the_others(error, ends, monkeypatch
 @pytest.mark.parametrize("environment, flags, threads", [
     ({"OMP_NUM_THREADS": "1"}, [], 1), ({"OMP_NUM_THREADS": "1"}, ["--threads", "2"], 2)])
 def test_the_number_of_threads_is_torchs_own_unless_given(environment, flags, threads):
-    """torch's heeds OMP_NUM_THREADS, and of a processor with two kinds of cores or two threads a core it takes
+    """torch's heeds OMP_NUM_THREADS, and of a processor with two kinds of cores, or two threads a core, takes
     what is fast."""
     show = ("import runtime, torch, train_mlm\n"
             f"with runtime.Host(train_mlm.parser().parse_args(['--device', 'cpu', *{flags}])):\n"

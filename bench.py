@@ -55,23 +55,24 @@ THEIRS = {"bert": ("BertForPreTraining", "next_sentence_label"), "roberta": ("Ro
 # -----------------------------------------------------------------------------
 # What is measured
 
-def read_case(text, dropout=None, layers=None, mask_prob=0.15, rows=None, length=None):
+def read_case(name, dropout=None, layers=None, mask_prob=0.15, rows=None, length=None):
     """A value of --cases, and what is to differ from it -> a dict, which goes to the workers as JSON."""
     import runtime
-    match = re.fullmatch(r"([\w-]+):([1-9]\d*)x([1-9]\d*):([1-9]\d*)", CASES.get(text, text))
+    match = re.fullmatch(r"([\w-]+):([1-9]\d*)x([1-9]\d*):([1-9]\d*)", CASES.get(name, name))
     modules = [importlib.import_module(name) for name in runtime.MODELS]
     module = next((module for module in modules if match and match[1] in module.PRESETS), None)
     if module is None:
-        raise ValueError(f"--cases {text}: neither one of {', '.join(CASES)} nor PRESET:BxT:VOCAB")
+        raise ValueError(f"--cases {name}: neither one of {', '.join(CASES)} nor PRESET:BxT:VOCAB")
     options = {"vocab_size": int(match[4])} | ({"num_hidden_layers": layers} if layers else {})
     if dropout is not None:
         options |= {name: dropout for name in module.Config.__annotations__ if name.endswith("dropout_prob")}
     config = module.Config(**module.PRESETS[match[1]] | options)
     rows, length = rows or int(match[2]), length or int(match[3])
     if not 8 <= length <= config.longest_row or config.vocab_size < 10:
-        raise ValueError(f"--cases {text}: rows have 8 to {config.longest_row} tokens, of at least 10 ids")
+        raise ValueError(f"--cases {name}: rows have 8 to {config.longest_row} tokens, and a vocabulary "
+                         "at least 10 ids")
     sentence_task = module.SENTENCE_TASK is not None
-    return dict(name=text, family=module.MODEL_TYPE, preset=match[1], config=asdict(config), rows=rows,
+    return dict(name=name, family=module.MODEL_TYPE, preset=match[1], config=asdict(config), rows=rows,
                 length=length, longest=config.longest_row, sentence_task=sentence_task,
                 masked=max(1, round(mask_prob * (length - 2 - sentence_task))))
 
@@ -107,8 +108,9 @@ def make_batch(case):
 
 def worker(spec):
     """python bench.py worker SPEC: a model and its optimizers, ours, ours as the fast recipe has them, or
-    transformers'. A line of stdin has a number of steps and how to compute: it takes them and prints the
-    milliseconds of one; for 0 steps it prints the loss of the batch, without dropout."""
+    transformers'. Each line of stdin is JSON: a number of steps and, for transformers, precision and
+    attention. It takes the steps and prints the milliseconds of one; for 0 steps it prints the loss of the
+    batch, without dropout."""
     model, loss_of = (their_model if spec["side"] == "theirs" else our_model)(spec)
     import torch  # not sooner: our_model() imports runtime before it
     from muon import Muon, split_parameters
@@ -287,7 +289,7 @@ def bench_pretraining(args, table):
     ways = {f"{dtype} {attention}": dict(dtype=dtype, attention=attention)
             for dtype in sorted({"float32", runtime.pick_dtype(torch.device("cpu"))})
             for attention in ("sdpa", "eager")}
-    cases = [read_case(text, args.dropout) for text in args.cases]
+    cases = [read_case(name, args.dropout) for name in args.cases]
     a = torch.ones(2048, 2048, dtype=getattr(torch, args.dtype))
     peak = 2 * 2048**3 / min(repeat(lambda: a @ a, number=1, repeat=10)) / 1e9
     table.machine["matrix_gflop_per_s"] = round(peak)
@@ -318,22 +320,22 @@ def bench_pretraining(args, table):
 
 def bench_costs(args, table):
     """A step of ours, one thing changed at a time; rows of other lengths at as many tokens."""
-    for text in args.cases:
-        base = read_case(text)
+    for name in args.cases:
+        base = read_case(name)
         tokens = base["rows"] * base["length"]
         changes = [dict(length=T, rows=max(1, tokens // T)) for T in (64, 128, 256, 512)
                    if T <= base["longest"]]
         changes += [dict(rows=B) for B in (8, 16, 32, 64)]
         changes += [dict(layers=n) for n in (1, 2, 4, 8)]
         changes += [dict(mask_prob=p) for p in (0.15, 0.3)]
-        cases = [read_case(text, args.dropout, **change) for change in changes]
+        cases = [read_case(name, args.dropout, **change) for change in changes]
         with ExitStack() as stack:
             workers = [stack.enter_context(Worker(case, "ours", args)) for case in cases]
             for one in workers:
                 one.ask(1)
             ms = in_turn({i: partial(one.ask, args.steps) for i, one in enumerate(workers)}, args.rounds)
         for i, (case, change) in enumerate(zip(cases, changes)):
-            table.add(case=text, changed=next(iter(change)), rows=case["rows"], length=case["length"],
+            table.add(case=name, changed=next(iter(change)), rows=case["rows"], length=case["length"],
                       layers=case["config"]["num_hidden_layers"], masked=case["masked"], **speed(case, ms[i]))
 
 
@@ -369,23 +371,23 @@ def neighbour(name):
 
 def bench_neighbour(args, table):
     """A step of ours beside another program, by how long OpenMP's threads spin while they wait."""
-    def step(worker, name):
-        with neighbour(name) if name else nullcontext():
+    def step(worker, beside):
+        with neighbour(beside) if beside else nullcontext():
             return worker.ask(args.steps)
-    for text in args.cases:
-        case = read_case(text, args.dropout)
+    for name in args.cases:
+        case = read_case(name, args.dropout)
         with ExitStack() as stack:
             workers = {spin: stack.enter_context(Worker(case, "ours", args, GOMP_SPINCOUNT=str(spin)))
                        for spin in SPIN_COUNTS}
             for one in workers.values():
                 one.ask(1)
-            ms = in_turn({(spin, name): partial(step, one, name) for name in (None, *NEIGHBOURS)
+            ms = in_turn({(spin, beside): partial(step, one, beside) for beside in (None, *NEIGHBOURS)
                           for spin, one in workers.items()}, args.rounds)
         for spin in workers:
-            quiet, busy = ms[spin, None], {name: ms[spin, name] for name in NEIGHBOURS}
-            table.add(case=text, spin_count=spin, quiet_ms=quiet,
-                      **{f"beside_{name}_ms": beside for name, beside in busy.items()},
-                      **{f"{name}_ratio": beside / quiet for name, beside in busy.items()})
+            quiet, busy = ms[spin, None], {beside: ms[spin, beside] for beside in NEIGHBOURS}
+            table.add(case=name, spin_count=spin, quiet_ms=quiet,
+                      **{f"beside_{beside}_ms": busy[beside] for beside in busy},
+                      **{f"{beside}_ratio": busy[beside] / quiet for beside in busy})
 
 # -----------------------------------------------------------------------------
 # Runs of train_mlm.py
@@ -404,8 +406,8 @@ def pretrain(case, args, folder, *flags, launcher=()):
 
 def bench_processes(args, table):
     """One process with all threads, and two that share them; each of the two has half of the batch."""
-    for text in args.cases:
-        case, val_loss = read_case(text), {}
+    for name in args.cases:
+        case, val_loss = read_case(name), {}
         with tempfile.TemporaryDirectory() as folder:
             def train(processes):
                 torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes)
@@ -415,24 +417,24 @@ def bench_processes(args, table):
                 return tokens_per_s
             tokens_per_s = in_turn({n: partial(train, n) for n in (1, 2)}, args.rounds)
         for n, value in tokens_per_s.items():
-            table.add(case=text, processes=n, tokens_per_s=value, ratio=value / tokens_per_s[1],
+            table.add(case=name, processes=n, tokens_per_s=value, ratio=value / tokens_per_s[1],
                       val_loss=val_loss[n])
 
 
 def bench_corpus(args, table):
     """Runs on a sixteenth, a quarter and all of the documents: the seconds to make the tokenizer and the
-    token files, once; those of a start, which has them; and the speed of the steps."""
+    token files, once; those of start and end of a run that finds them there; and the speed of the steps."""
     documents = list(data.open_corpus([args.text]).documents())
-    for text, part in itertools.product(args.cases, (16, 4, 1)):
+    for name, part in itertools.product(args.cases, (16, 4, 1)):
         with tempfile.TemporaryDirectory() as folder:
-            file, case, startup = f"{folder}/text.txt", read_case(text), []
+            file, case, startup = f"{folder}/text.txt", read_case(name), []
             with open(file, "w", encoding="utf-8") as f:
                 f.writelines("\n".join(paragraphs) + "\n\n" for paragraphs in documents[::part])
             for _ in range(2):  # the second time with the files of the first
                 start = time.perf_counter()
                 tokens_per_s, log = pretrain(case, args, folder, "--device", "cpu", "--data", file)
                 startup.append(time.perf_counter() - start - log[-1]["elapsed_s"])
-            table.add(case=text, megabytes=os.path.getsize(file) / 1e6, prepared_in_s=startup[0] - startup[1],
+            table.add(case=name, megabytes=os.path.getsize(file) / 1e6, prepared_in_s=startup[0] - startup[1],
                       started_in_s=startup[1], tokens_per_s=tokens_per_s, val_loss=log[-1]["val_loss"])
 
 
@@ -442,12 +444,12 @@ def bench_gpu(args, table):
     import torch
     cuda = args.device == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise ValueError("gpu: no CUDA device here; --device cpu --steps 2 --cases bert-tiny:4x32:300 takes "
-                         "the same way on the CPU")
-    name = torch.cuda.get_device_name() if cuda else "cpu"
-    peak = args.peak_tflops or (runtime.peak_flops(name) or 0) / 1e12 or None
-    table.machine |= dict(device=name, peak_tflops=peak)
-    cases = [read_case(text) for text in args.cases]
+        raise ValueError("gpu: no CUDA device here; --device cpu --steps 2 --cases bert-tiny:4x32:300 runs "
+                         "the same code on the CPU")
+    gpu = torch.cuda.get_device_name() if cuda else "cpu"
+    peak = args.peak_tflops or (runtime.peak_flops(gpu) or 0) / 1e12 or None
+    table.machine |= dict(device=gpu, peak_tflops=peak)
+    cases = [read_case(name) for name in args.cases]
     with tempfile.TemporaryDirectory() as folder:
         runs = [(case, recipe, compiled) for case in cases for recipe in ("paper", "fast")
                 for compiled in ("--no-compile", "--compile")[:1 + cuda]]

@@ -356,8 +356,8 @@ AG News (10,000 rows), by `python results/finetuning.py --data GLUE --seeds 0 1 
 
 {downstream()}
 
-So few tokens of Wikipedia say little about the sentiment of film reviews, and pretraining hardly pays
-there. For what one sentence says of another it does.
+So few tokens of Wikipedia say little about the sentiment of film reviews, and pretraining brings little
+there. For what one sentence says of another it brings more.
 
 Four minutes of one thread on new text, the documentation of Python packages, from the `bert-10m` of Wikipedia
 above (its second row, seed 0) and from scratch. In so short a time the fast recipe brings more than a

@@ -145,8 +145,8 @@ def files(tmp_path_factory):
         save("tags", "jsonl", [json.dumps({"tokens": text.split(), "tags": list(map(tag, text.split()))})
                                for text, _ in rows])
         # a label for each of three things in the text; many texts have none of them
-        found_in = lambda text: [word for word in ("it", "was") if word in text.split()] + [
-            "good"] * any(word in text for word in WORDS["good"])
+        things = {"it": ["it"], "was": ["was"], "good": WORDS["good"]}
+        found_in = lambda text: [thing for thing, words in things.items() if set(words) & set(text.split())]
         save("many", "csv", ["text,labels", *(f"{text},{'|'.join(found_in(text))}" for text, _ in rows)])
     return found
 
@@ -162,12 +162,12 @@ def base(files, tmp_path_factory):
         tokenizer = tokenizers.train(module.TOKENIZER, texts, 300)
         tokenizer.save(folder)
         torch.manual_seed(0)
-        extra = dict(classifier_dropout_prob=0.0) if family == "albert" else {}
-        module.ForPreTraining(module.Config(**{
-            **module.PRESETS[f"{family}-tiny"], "vocab_size": tokenizer.vocab_size,
-            "pad_token_id": tokenizer.pad_id, "initializer_range": 0.1, "max_position_embeddings": 64,
-            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-            **extra})).save_pretrained(folder)
+        config = module.PRESETS[f"{family}-tiny"] | dict(
+            vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, initializer_range=0.1,
+            max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        if family == "albert":
+            config["classifier_dropout_prob"] = 0.0
+        module.ForPreTraining(module.Config(**config)).save_pretrained(folder)
         made[family] = str(folder)
     return made
 

@@ -85,7 +85,7 @@ def damage_json(content, rng):
 
 def tiny(folder):
     """A BERT of few weights, with a tokenizer."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     tokenizer = tokenizers.train("wordpiece", TEXTS, 80)
     tokenizer.save(folder)
@@ -130,7 +130,6 @@ def prepare(name, folder):
     folder.mkdir()
     rows = [(text, str(i % 2)) for i, text in enumerate(TEXTS[:6])]
     if name in ("config.json", "model.safetensors", "pytorch_model.bin"):
-        shutil.rmtree(folder)
         model = tiny(folder)
         if name == "pytorch_model.bin":
             weights = bert.read_weights(str(folder))
@@ -160,9 +159,10 @@ def prepare(name, folder):
         pyarrow.parquet.write_table(pyarrow.table(dict(zip(("text", "label"), zip(*rows)))), folder / name)
         return read_rows
     if name.startswith("rows"):
-        separator = {"csv": ",", "tsv": "\t"}.get(name[5:])
-        lines = [separator.join((f'"{text}"', label)) for text, label in [("text", "label"), *rows]
-                 ] if separator else [json.dumps({"text": text, "label": label}) for text, label in rows]
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        if name != "rows.jsonl":
+            separator = "," if name == "rows.csv" else "\t"
+            lines = [f'"{text}"{separator}{label}' for text, label in [("text", "label"), *rows]]
         (folder / name).write_text("\n".join(lines) + "\n")
         return read_rows
     kind = {"vocab.json": "bpe", "merges.txt": "bpe", "vocab.txt": "wordpiece"}.get(name, "unigram")
@@ -221,9 +221,9 @@ def fuzz(name, cases, seed):
                 refused += 1
                 if "\n" in str(error) or not str(error) or isinstance(error.__cause__, BUGS):
                     failures.append(f"case {case}: {str(error)!r:.300}")
+            except KeyboardInterrupt:
+                raise
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
                 where = error.__traceback__
                 while where.tb_next:
                     where = where.tb_next

@@ -3,8 +3,8 @@ A long run, watched from outside: does it take more and more memory or files, or
 
     python tests/load.py --json results/load.json train_mlm.py --data wiki --max_minutes 120 --out_dir out/w
 
-Once a minute, the process's resident memory and open files (Linux); of its log, the speed. The first ten
-minutes do not count. Exit status 1 where it fails, ends sooner, or its memory grows by more than 2 %.
+Noted once a minute: the process's resident memory and open files (Linux); its log has the speed. The first
+ten minutes do not count. Exit status 1 if the run fails, ends sooner, or its memory grows by more than 2 %.
 """
 
 import argparse

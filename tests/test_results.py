@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "results"))  # after the project, which has a lora.py, too
+sys.path.append(str(ROOT / "results"))
 
 import speedrun
 import tables

@@ -819,7 +819,7 @@ def test_the_parts_of_a_loss_without_targets():
     loss = F.cross_entropy(logits.flatten(0, 1), nothing.flatten(), ignore_index=-100)
     assert loss.isnan()
     parts = {"mlm_loss": loss, "mlm_accuracy": torch.tensor(float("nan"))}
-    shares = train_mlm.sums_of(parts, 0.0, 1.0)
+    shares = train_mlm.weighted(parts, 0.0, 1.0)
     shares[0].backward()
     assert shares.tolist() == [0, 0, 0, 0] and not logits.grad.any()
 

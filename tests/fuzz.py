@@ -10,6 +10,7 @@ is printed with the number of its case.
 
 import argparse
 import copy
+import io
 import json
 import random
 import resource
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -213,7 +214,7 @@ def fuzz(name, cases, seed):
             (folder / name).write_bytes((damage_json if as_json else damage_bytes)(right, rng))
             signal.alarm(20)
             try:
-                with warnings.catch_warnings():
+                with redirect_stderr(io.StringIO()), warnings.catch_warnings():
                     warnings.simplefilter("error")  # a library's, which would be on the screen
                     read(folder)
                 results += 1

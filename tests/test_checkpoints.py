@@ -186,18 +186,27 @@ def test_a_proxy_that_refuses(read, monkeypatch):
 # -----------------------------------------------------------------------------
 # files on their own
 
-def run_alone(name, code, folder):
-    """Run code in a folder that has one of our files and nothing else to import it from."""
-    shutil.copy(Path(bert.__file__).with_name(f"{name}.py"), folder)
+def run_alone(names, code, folder):
+    """Run code in a folder that has copies of our files, each in a folder of its own, and no other way to
+    import them."""
+    for name in names:
+        (folder / name).mkdir()
+        shutil.copy(Path(bert.__file__).with_name(f"{name}.py"), folder / name)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", f"import {name}\n{code}"], cwd=folder, env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["lora", "muon", "init", "tokenizer", "files"])
-def test_a_copied_file_is_imported_alone(name, tmp_path):
-    run_alone(name, "", tmp_path)
+def test_a_copied_file_is_imported_alone(tmp_path):
+    names = ["lora", "muon", "init", "tokenizer", "files"]
+    run_alone(names, f"""
+import importlib, sys
+for name in {names}:
+    sys.path[0] = name
+    importlib.import_module(name)
+    del sys.modules[name]
+""", tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -206,8 +215,10 @@ def test_a_copied_model_file_reads_and_writes_checkpoints_alone(family, tmp_path
     module = importlib.import_module(family)
     model = module.ForSequenceClassification(module.Config(**TINY)).eval()
     model.save_pretrained(tmp_path / "given")
-    run_alone(family, f"""
-import torch
+    run_alone([family], f"""
+import sys, torch
+sys.path[0] = "{family}"
+import {family}
 model = {family}.ForSequenceClassification.from_pretrained("given")
 torch.save(model(torch.arange(5, 29).view(2, 12))[0], "logits.pt")
 model.save_pretrained("copy")

@@ -99,7 +99,7 @@ def test_killed_at_any_moment_a_run_comes_to_the_same_end(tmp_path):
     assert soak.pretraining(tmp_path, "bert", "fast", kills=2, rng=random.Random(0), steps=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_say_how_to_go_on(number, flags, tmp_path):
     out = tmp_path / "a run"
     argv = flags(out, "roberta", "--max_steps", 100000)
@@ -586,9 +586,9 @@ def test_the_default_rate_of_a_checkpoint():
 def test_max_minutes_ends_a_run(flags, tmp_path):
     argv = flags(tmp_path)
     at = argv.index("--max_steps")
-    train_mlm.main(argv[:at] + argv[at + 2:] + ["--max_minutes", "0.05"])
+    train_mlm.main(argv[:at] + argv[at + 2:] + ["--max_minutes", "0.03"])
     final = read_log(tmp_path)[-1]
-    assert final["final"] and 3 <= final["elapsed_s"] < 30
+    assert final["final"] and 1.8 <= final["elapsed_s"] < 30
 
 # -----------------------------------------------------------------------------
 # bad input: one line, status 2, nothing written

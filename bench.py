@@ -176,37 +176,33 @@ def their_model(spec):
     return model, loss_of
 
 
-class Worker:
-    """worker() in a process. It ends with its stdin, whatever becomes of this process."""
-
-    def __init__(self, case, side, args, **variables):
-        import torch
-        self.folder, self.errors = tempfile.TemporaryDirectory(), tempfile.TemporaryFile("w+")
-        module = importlib.import_module(case["family"])
+@contextmanager
+def start_worker(case, side, args, **variables):
+    """worker() in a process, which ends with its stdin, whatever becomes of this one -> ask(steps, **how)"""
+    import torch
+    module = importlib.import_module(case["family"])
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         torch.manual_seed(0)
-        module.ForPreTraining(module.Config(**case["config"])).save_pretrained(self.folder.name)
-        spec = case | dict(checkpoint=self.folder.name, side=side, dtype=args.dtype, threads=args.threads)
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "worker", json.dumps(spec)], env=environment(**variables), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        module.ForPreTraining(module.Config(**case["config"])).save_pretrained(folder)
+        spec = case | dict(checkpoint=folder, side=side, dtype=args.dtype, threads=args.threads)
+        process = subprocess.Popen([sys.executable, __file__, "worker", json.dumps(spec)], text=True,
+                                   env=environment(**variables), stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=errors)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.process.kill()
-        self.process.wait()
-        self.folder.cleanup()
-
-    def ask(self, steps, **how):
-        """-> milliseconds of a step; for no steps the loss."""
-        if self.process.poll() is None:
-            print(json.dumps({"steps": steps} | how), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            self.errors.seek(0)
-            raise ValueError(f"a worker has ended: {last_line(self.errors.read())}")
-        return float(answer)
+        def ask(steps, **how):
+            """-> milliseconds of a step; for no steps the loss."""
+            if process.poll() is None:
+                print(json.dumps({"steps": steps} | how), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                errors.seek(0)
+                raise ValueError(f"a worker has ended: {last_line(errors.read())}")
+            return float(answer)
+        try:
+            yield ask
+        finally:
+            process.kill()
+            process.wait()
 
 
 def environment(**variables):
@@ -295,15 +291,15 @@ def bench_pretraining(args, table):
     table.machine["matrix_gflop_per_s"] = round(peak)
     for case in cases:
         fast_case = read_case(case["name"], dropout=0.0, mask_prob=0.25)
-        with (Worker(case, "ours", args) as ours, Worker(fast_case, "fast", args) as fast,
-              Worker(case, "theirs", args) as theirs):
-            ask = {"ours": ours.ask} | {name: partial(theirs.ask, **way) for name, way in ways.items()}
+        with (start_worker(case, "ours", args) as ours, start_worker(fast_case, "fast", args) as fast,
+              start_worker(case, "theirs", args) as theirs):
+            ask = {"ours": ours} | {name: partial(theirs, **way) for name, way in ways.items()}
             losses = {name: function(0) for name, function in ask.items()}
             for name, loss in losses.items():
                 both_exact = args.dtype == "float32" and name.startswith("float32")
                 if abs(loss - losses["ours"]) > (1e-3 if both_exact else 0.05):
                     raise runtime.Stop(f"{case['name']}: the losses differ: {losses}", 1)
-            ask["fast"] = fast.ask
+            ask["fast"] = fast
             for function in ask.values():
                 function(1)  # memory is taken, kernels are chosen
             tried = in_turn({name: partial(ask[name], -(-args.steps // 4)) for name in ways}, 2)
@@ -330,10 +326,10 @@ def bench_costs(args, table):
         changes += [dict(mask_prob=p) for p in (0.15, 0.3)]
         cases = [read_case(name, args.dropout, **change) for change in changes]
         with ExitStack() as stack:
-            workers = [stack.enter_context(Worker(case, "ours", args)) for case in cases]
-            for one in workers:
-                one.ask(1)
-            ms = in_turn({i: partial(one.ask, args.steps) for i, one in enumerate(workers)}, args.rounds)
+            workers = [stack.enter_context(start_worker(case, "ours", args)) for case in cases]
+            for ask in workers:
+                ask(1)
+            ms = in_turn({i: partial(ask, args.steps) for i, ask in enumerate(workers)}, args.rounds)
         for i, (case, change) in enumerate(zip(cases, changes)):
             table.add(case=name, changed=next(iter(change)), rows=case["rows"], length=case["length"],
                       layers=case["config"]["num_hidden_layers"], masked=case["masked"], **speed(case, ms[i]))
@@ -371,18 +367,18 @@ def neighbour(name):
 
 def bench_neighbour(args, table):
     """A step of ours beside another program, by how long OpenMP's threads spin while they wait."""
-    def step(worker, beside):
+    def step(ask, beside):
         with neighbour(beside) if beside else nullcontext():
-            return worker.ask(args.steps)
+            return ask(args.steps)
     for name in args.cases:
         case = read_case(name, args.dropout)
         with ExitStack() as stack:
-            workers = {spin: stack.enter_context(Worker(case, "ours", args, GOMP_SPINCOUNT=str(spin)))
+            workers = {spin: stack.enter_context(start_worker(case, "ours", args, GOMP_SPINCOUNT=str(spin)))
                        for spin in SPIN_COUNTS}
-            for one in workers.values():
-                one.ask(1)
-            ms = in_turn({(spin, beside): partial(step, one, beside) for beside in (None, *NEIGHBOURS)
-                          for spin, one in workers.items()}, args.rounds)
+            for ask in workers.values():
+                ask(1)
+            ms = in_turn({(spin, beside): partial(step, ask, beside) for beside in (None, *NEIGHBOURS)
+                          for spin, ask in workers.items()}, args.rounds)
         for spin in workers:
             quiet, busy = ms[spin, None], {beside: ms[spin, beside] for beside in NEIGHBOURS}
             table.add(case=name, spin_count=spin, quiet_ms=quiet,
@@ -407,17 +403,17 @@ def pretrain(case, args, folder, *flags, launcher=()):
 def bench_processes(args, table):
     """One process with all threads, and two that share them; each of the two has half of the batch."""
     for name in args.cases:
-        case, val_loss = read_case(name), {}
+        case, speeds, val_loss = read_case(name), {1: [], 2: []}, {}
         with tempfile.TemporaryDirectory() as folder:
-            def train(processes):
-                torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes)
+            for n in [1, 2] * args.rounds:  # in turn: a slow moment hits both
+                torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", n)
                 tokens_per_s, log = pretrain(case, args, folder, "--device", "cpu",
-                                             launcher=torchrun if processes > 1 else ())
-                val_loss[processes] = log[-1]["val_loss"]
-                return tokens_per_s
-            tokens_per_s = in_turn({n: partial(train, n) for n in (1, 2)}, args.rounds)
-        for n, value in tokens_per_s.items():
-            table.add(case=name, processes=n, tokens_per_s=value, ratio=value / tokens_per_s[1],
+                                             launcher=torchrun if n > 1 else ())
+                speeds[n].append(tokens_per_s)
+                val_loss[n] = log[-1]["val_loss"]
+        medians = {n: statistics.median(values) for n, values in speeds.items()}
+        for n, value in medians.items():
+            table.add(case=name, processes=n, tokens_per_s=value, ratio=value / medians[1],
                       val_loss=val_loss[n])
 
 

@@ -111,12 +111,12 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # applied inside the fused kernel
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)  # holds p; the fused kernel drops
 
     def forward(self, x, context, attn_mask):
-        """Queries come from x (B, Q, H), keys and values from context (B, T, H) -> (B, Q, H). In all layers
-        but the last x is context; there it is only the positions to return. attn_mask (B, 1, 1, T): where to
-        look; None: everywhere."""
+        """Queries come from x (B, Q, H), keys and values from context (B, T, H) -> (B, Q, H). Both are the
+        same, but in the last layer x may be a few positions of it. attn_mask (B, 1, 1, T): where to look;
+        None: everywhere."""
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, T, H) -> (B, nh, T, D)
                    for y in (self.query(x), self.key(context), self.value(context)))
         dropout = self.dropout.p if self.training else 0.0
@@ -410,6 +410,9 @@ def load_checkpoint(cls, path_or_name, overrides):
     keys = {name: base + key for name, key in hf_keys(model).items()}
     if not any(key.startswith(BASE) for key in weights):  # the file of an encoder alone
         weights = {BASE + key: tensor for key, tensor in weights.items()}
+    for copy, original in TIED.items():  # a file may hold the one, the other, or both
+        if copy in weights:
+            weights.setdefault(original, weights[copy])
 
     for name, parameter in model.state_dict().items():
         key, shape = keys[name], tuple(parameter.shape)

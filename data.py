@@ -3,8 +3,8 @@ Text -> token files -> batches.
 
     corpus = open_corpus(["pydoc"])                          # or files, a folder, a name on the hub
     folder = prepare(corpus, None, "bpe", 8192, "cache")     # token files, made once
-    tokens, tokenizer = load(folder)
-    rows = Rows(tokens["train"], tokenizer, length=128, task="sop", seed=0)
+    splits, tokenizer = load(folder)
+    rows = Rows(splits["train"], tokenizer, length=128, task="sop", seed=0)
     batch = rows.batch(range(32), mask_prob=0.15)            # arrays, ready for a model's forward
 
 Nothing here has a state. The order of rows, the pairs and the masks of a batch follow from
@@ -214,7 +214,8 @@ def docstrings(file):
     try:
         with open(file, encoding="utf-8") as f:
             tree = ast.parse(f.read())
-    except (SyntaxError, ValueError, OSError):  # templates and test data are not all Python; a dead link
+    # templates and test data are not all Python, or nest too deeply for it; a dead link
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
         return []
     texts, nodes = [], [tree]
     for node in nodes:  # it grows; ast.walk would visit every expression, too
@@ -266,13 +267,10 @@ def prepare(corpus, validation, tokenizer, vocab_size, cache_dir):
     the corpus's own, or else a part of it is held out. tokenizer: a Tokenizer, or a kind to train, with
     vocab_size ids. ValueError for a tokenizer without a mask, and for too little or bad text.
     """
-    if validation is None:
-        validation = corpus.validation  # None for most
-    elif validation.validation:  # of --val_data wikitext2 not the training text
-        validation = validation.validation
+    validation = (validation.validation or validation) if validation else corpus.validation
     trained_here = isinstance(tokenizer, str)
     key = json.dumps([FORMAT, corpus.fingerprint, validation and validation.fingerprint,
-                      [tokenizer, vocab_size] if trained_here else tokenizer.hash()])
+                      [tokenizer, vocab_size] if trained_here else [tokenizer.hash(), tokenizer.mask_lstrip]])
     name = re.sub(r"[^\w.-]+", "-", corpus.name)[-40:].strip("-.")
     folder = os.path.join(cache_dir, f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
     if os.path.isdir(folder):
@@ -372,11 +370,11 @@ def write_tokens(path, documents, tokenizer, dtype, total):
     with ExitStack() as stack:
         opened = {name: stack.enter_context(open(path + end, "wb")) for name, end in ENDINGS.items()}
         for block in blocks(documents):
-            split = [[s for text in document for s in SENTENCE_END.split(text)] for document in block]
-            encoded = iter(tokenizer.encode_batch([s for sentences in split for s in sentences]))
+            by_document = [[s for text in document for s in SENTENCE_END.split(text)] for document in block]
+            encoded = iter(tokenizer.encode_batch([s for sentences in by_document for s in sentences]))
             stream, starts = [np.empty(0, dtype)], {"documents": [], "sentences": []}
             position = counts["tokens"]
-            for sentences in split:
+            for sentences in by_document:
                 start = position
                 for sentence, ids in zip(sentences, encoded):
                     counts["bytes"] += len(sentence.encode("utf-8", "replace"))
@@ -471,7 +469,7 @@ def sentence_windows(bounds, W):
     starts, at, i, bounds = [], 0, 0, memoryview(bounds)  # a list would take 5 times the memory
     while at < bounds[-1]:
         starts.append(at)
-        i = bisect_right(bounds, at + W, i, min(i + W + 1, len(bounds))) - 1  # a sentence has a token or more
+        i = bisect_right(bounds, at + W, i) - 1
         at = bounds[i] if bounds[i] > at else at + W
     return np.array(starts)
 
@@ -522,7 +520,7 @@ class Rows:
         return counts / counts.sum()
 
     def window_range(self, epoch):
-        """-> the first window of an epoch and of the next one; the numbers of its rows are the same."""
+        """-> start, end: an epoch's windows have the numbers from start to end - 1, and so have its rows."""
         L, W = self.epoch_length, self.width
         return -(-epoch * L // W), -(-(epoch + 1) * L // W)
 
@@ -547,7 +545,8 @@ class Rows:
 
     def pairs(self, epoch):
         """For the windows of an epoch -> (5, windows), int64: where A ends and B begins; the window that B is
-        from; the label; and for SOP the two ends of the text in which A and B change places."""
+        from; the label; and for SOP, where the label is not -100, the two ends of the text in which A and B
+        change places."""
         start, end = self.window_range(epoch)
         own, W, sentences = np.arange(end - start), self.width, self.split.sentences
         first = self.offsets(start + own)
@@ -560,18 +559,20 @@ class Rows:
             high = np.searchsorted(self.bounds[place + 1], first + W, side="right")
         else:
             low, high = np.searchsorted(sentences, first + 1), np.searchsorted(sentences, first + W)
-        some, draw = high > low, rng.random(len(own))
-        # a middle at a [SEP] or a document's first token moves back: B is to go on with A's last document
+        has_cut, draw = high > low, rng.random(len(own))
+        # a middle at a [SEP] moves back by one, at a document's first token by two: both to the last token
+        # before that [SEP], so that B goes on with A's last document
         begins = lambda at: np.isin(at % len(self.split.tokens), self.split.documents)
         middle = first + W // 2
         cut = (W // 2 - begins(middle + 1) - 2 * begins(middle)).clip(min=1)
-        cut[some] = sentences[low[some] + (draw * (high - low))[some].astype(np.int64)] - first[some]
+        cut[has_cut] = (sentences[low[has_cut] + (draw * (high - low))[has_cut].astype(np.int64)]
+                        - first[has_cut])
         if self.task == "nsp":
-            partner = self.nsp_partners(first + cut, cut, rng)
+            partner = self.nsp_partners((first + cut) % len(self.split.tokens), cut, rng)
             return np.stack([cut, start + partner, partner != own, np.zeros_like(cut), np.full_like(cut, W)])
         head, tail = self.sop_ends(first, first + cut)
-        label = np.where(some, rng.random(len(own)) < 0.5, -100)
-        return np.stack([cut, start + own, label, np.where(some, head, 0), np.where(some, tail, W)])
+        label = np.where(has_cut, rng.random(len(own)) < 0.5, -100)
+        return np.stack([cut, start + own, label, head, tail])
 
     def sentence_labels(self):
         """Of the windows of the first epoch: 0 or 1, -100 where there is nothing to judge."""

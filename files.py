@@ -105,7 +105,7 @@ def table_rows(file, header, known):
 
 def check_names(names, where):
     """ValueError for two columns of one name: in a dict of a row one of them would be lost."""
-    twice = [name for i, name in enumerate(names) if name and name in names[:i]]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ValueError(f"{where}: two columns are called {twice[0]!r}")
 
@@ -136,5 +136,5 @@ def parquet_rows(file, columns):
         batches = parquet.iter_batches(batch_size=1000, columns=columns)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"{file}, row {number}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: {(str(error) or type(error).__name__).splitlines()[0]}") from error

@@ -84,7 +84,7 @@ def open_adapter(path):
         raise ValueError(f"{path}/adapter_config.json: revision is {adapter['revision']!r}, and here the "
                          f"newest {base} would be read; download that revision and name its directory")
     heads = {lora.TASK_TYPES[head]: head for head in HEADS}
-    if adapter.get("task_type") not in heads:
+    if adapter.get("task_type") not in list(heads):
         raise ValueError(f"{path}/adapter_config.json: task_type is {adapter.get('task_type')!r}, not "
                          f"{' or '.join(heads)}")
     options = {"num_labels": head_size(path)}
@@ -284,7 +284,7 @@ def sentence_settings(path):
     if config.get("truncate_dim"):
         raise ValueError(f"{path}/config_sentence_transformers.json: truncate_dim is not computed here")
     prompts = config.get("prompts")
-    prompt = isinstance(prompts, dict) and prompts.get(config.get("default_prompt_name")) or ""
+    prompt = isinstance(prompts, dict) and prompts.get(str(config.get("default_prompt_name"))) or ""
     if prompt and not read(os.path.join("1_Pooling", "config.json"), {}).get("include_prompt", True):
         raise ValueError(f"{path}/1_Pooling/config.json: a mean without the prompt is not computed here")
     return "Normalize" in modules, prompt

@@ -128,21 +128,21 @@ def layers_to_adapt(model, targets, heads, guess_head):
         raise ValueError("the model has LoRA adapters already; merge them first")
     if not targets:
         raise ValueError("LoRA: no targets, so there is nothing to adapt")
-    inside_heads = {id(module) for head in heads for module in head.modules()}
+    inside_heads = {module for head in heads for module in head.modules()}
     tied = hasattr(model, "hf_keys") and hasattr(model, "mlm")  # one of our models for masks
-    if tied and id(model.encoder.embeddings.word) in inside_heads:
+    if tied and model.encoder.embeddings.word in inside_heads:
         raise ValueError("LoRA: PEFT would train the word embeddings apart from the output matrix, and here "
                          "both are one: leave them out of modules_to_save")
     saved = {id(p) for head in heads for p in head.parameters()}
     for name, module in model.named_modules():
-        if id(module) not in inside_heads and any(id(p) in saved for p in module.parameters(recurse=False)):
+        if module not in inside_heads and any(id(p) in saved for p in module.parameters(recurse=False)):
             raise ValueError(f"LoRA: {name} has a weight of a module in modules_to_save, and PEFT would "
                              "train them apart")
     linears = {name: module for name, module in model.named_modules()
-               if isinstance(module, nn.Linear) and id(module) not in inside_heads}
-    output = list(linears)[-1] if linears and guess_head and not heads else None
+               if isinstance(module, nn.Linear) and module not in inside_heads}
+    likely_head = list(linears)[-1] if linears and guess_head and not heads else None
     if targets == ["all-linear"]:
-        targets = [name for name in linears if name != output]
+        targets = [name for name in linears if name != likely_head]
     adapted = {}
     for target in targets:
         matches = {name: linear for name, linear in linears.items() if target in (name, name.split(".")[-1])}
@@ -161,9 +161,9 @@ def layers_to_adapt(model, targets, heads, guess_head):
         if isinstance(parent, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
             raise ValueError(f"LoRA: {type(parent).__name__} takes the weight of {name} without calling it; "
                              "an adapter there would do nothing")
-    if output and output not in adapted:
-        warnings.warn(f"LoRA: {output}, the last linear layer, stays as it is; a new head is to be named in "
-                      "modules_to_save", stacklevel=3)
+    if likely_head and likely_head not in adapted:
+        warnings.warn(f"LoRA: {likely_head}, the last linear layer, stays as it is; a new head is to be "
+                      "named in modules_to_save", stacklevel=3)
     return list(adapted.values())
 
 
@@ -207,8 +207,12 @@ TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": 
 
 
 def their_names(model):
-    """{parameter: its name in transformers}, or in the model itself where it knows no others."""
-    return model.hf_keys() if hasattr(model, "hf_keys") else {name: name for name in model.state_dict()}
+    """{parameter: its name in transformers}, or in the model itself where it knows no others: of a module in
+    several places the first."""
+    if hasattr(model, "hf_keys"):
+        return model.hf_keys()
+    modules = dict(model.named_modules())  # each once
+    return {name: name for name in model.state_dict() if name.rpartition(".")[0] in modules}
 
 
 def their_module(names, module):
@@ -293,7 +297,8 @@ def read_weights(file):
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     for key, tensor in weights.items():
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+        counts = key.endswith(".num_batches_tracked")  # a BatchNorm's, in a module that is saved whole
+        if not ((tensor.is_floating_point() or counts) and tensor.isfinite().all()):
             raise ValueError(f"{file}: {key} is {tensor.dtype}, or has a number that is not finite")
     return weights
 
@@ -308,12 +313,12 @@ def load(model, path):
     targets, shapes = [], {}  # shapes: those that the model expects
     for key in weights:
         place = key.removesuffix(".lora_A.weight")
-        weight = names.get(place + ".weight")  # that the adapter belongs to
+        target = names.get(place + ".weight", "").removesuffix(".weight")  # the layer of the adapter
         if key in names:
             shapes[key] = tuple(state[names[key]].shape)
-        elif weight and isinstance(model.get_submodule(weight.removesuffix(".weight")), nn.Linear):
-            targets.append(weight.removesuffix(".weight"))
-            rows, columns = state[weight].shape
+        elif target and isinstance(model.get_submodule(target), nn.Linear):
+            targets.append(target)
+            rows, columns = state[target + ".weight"].shape
             shapes[f"{place}.lora_A.weight"] = (r, columns)
             shapes[f"{place}.lora_B.weight"] = (rows, r)
             if dora:

@@ -62,8 +62,10 @@ def newton_schulz(x, steps=5):
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if x.dtype != torch.bfloat16 and x.shape[2] >= 2 * x.shape[1]:
         # Iterate on the small G = x xᵀ, and use x once: a step takes x to P x, and so G to P G P.
+        gram = x @ x.mT
         for step in range(steps):
-            gram = polynomial @ gram @ polynomial if step else x @ x.mT
+            if step:
+                gram = polynomial @ gram @ polynomial
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             polynomial.diagonal(dim1=1, dim2=2).add_(a)  # P = a + b G + c G G
             product = polynomial @ product if step else polynomial

@@ -172,24 +172,19 @@ def answer(args, row, columns, plain, **predicted):
     """Print the line of one text: `plain`, or with --json the row and what is predicted, under names that are
     not among the columns."""
     if args.json:
-        row = {name: finite(cell) for name, cell in row.items()}
+        row = finite(row)
         for name, value in predicted.items():
             while name in columns:
                 name = "predicted_" + name
             row[name] = value
         is_utf8 = "utf" in (sys.stdout.encoding or "").lower()
-        # what else a .parquet holds, such as a date, becomes a string
-        plain = json.dumps(row, ensure_ascii=not is_utf8, default=str)
+        plain = json.dumps(row, ensure_ascii=not is_utf8)
     print(plain, flush=True)
 
 
-def finite(cell):
-    """What JSON has no number for becomes null."""
-    if isinstance(cell, (list, tuple)):
-        return list(map(finite, cell))
-    if isinstance(cell, dict):
-        return {name: finite(value) for name, value in cell.items()}
-    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+def finite(row):
+    """What JSON has no number for becomes null; what else a .parquet holds, such as a date, a string."""
+    return json.loads(json.dumps(row, default=str), parse_constant=lambda name: None)
 
 
 def say_cut(cut, total, args, words=0):
@@ -348,7 +343,7 @@ def evaluate(args, model, tokenizer, kind, host):
     if same_classes:  # ids in the file are the task's; the checkpoint may have the classes in another order
         examples.labels = [lower.index(task_lower[i]) for i in examples.labels]
     if args.held_out:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IndexError):  # no log, or an empty one
             if rundir.read_log(args.checkpoint)[0].get("val_file"):
                 raise ValueError("--held_out: this model's training had a --val_file, and held nothing out")
         examples = tasks.hold_out(examples, kind)[1]
@@ -374,7 +369,7 @@ def merge(args, model, tokenizer):
         with suppress(FileNotFoundError):  # PEFT's have none
             shutil.copy(os.path.join(path, "log.jsonl"), folder)  # for trained_columns
     rundir.save_files(args.merge, write, replace=True)
-    with suppress(FileNotFoundError):  # the log
+    with suppress(FileNotFoundError, IndexError):  # no log, or an empty one
         rundir.write_card(args.merge)
     print(f"{args.merge}: {args.checkpoint} and its base, merged\n\n"
           f"next: python predict.py --checkpoint {shlex.quote(args.merge)} \"...\"")

@@ -354,7 +354,8 @@ def guess_kind(examples, classes):
     """tokens where labels are lists; a regression where all are numbers, one has a fraction, and no classes
     are given; else classification. ValueError for a list in one cell, as pandas writes it."""
     words, tags = examples.columns
-    are_words = words and tags and {*words} <= {*WORDS} and {*tags} <= {*TAGS}  # strings of words
+    are_words = all(names and {name.lower() for name in names} <= {*usual}  # strings of words
+                    for names, usual in ((words, WORDS), (tags, TAGS)))
     if are_words or any(isinstance(label, list) for label in examples.labels):
         return "tokens"
     if not classes and all(map(is_number, examples.labels)) and any(float(x) % 1 for x in examples.labels):

@@ -44,6 +44,7 @@ class Tokenizer:
     """
     max_length = None
     mask_lstrip = True
+    symbols = ()
 
     def __init__(self, tokens, special_tokens, required):
         """special_tokens: {"pad": "<pad>", ...}, of which those not in tokens are ignored. ValueError if a
@@ -294,10 +295,11 @@ class ChunkTokenizer(Tokenizer):
         self.normalized = Cache(self.normalize_character)
 
     def encode_chunk(self, chunk):
-        return np.array(self.chunk_ids(chunk), np.int32).tobytes()
-
-    def chunk_ids(self, chunk):
-        return [i for word in self.words(chunk) for i in self.word_ids(word)]
+        if chunk in self.symbols:
+            ids = [self.ids[chunk]]
+        else:
+            ids = [i for word in self.words(chunk) for i in self.word_ids(word)]
+        return np.array(ids, np.int32).tobytes()
 
     def _encode(self, text):
         chunks = self.chunk_pattern.findall(text)
@@ -331,7 +333,7 @@ def count_parts(words, cut):
 
 def count_characters(words):
     """{word: count} -> [(character, count), ...], the most frequent first."""
-    return sorted(count_parts(words, str).items(), key=lambda item: (-item[1], item[0]))
+    return sorted(count_parts(words, list).items(), key=lambda item: (-item[1], item[0]))
 
 # -----------------------------------------------------------------------------
 # WordPiece
@@ -468,8 +470,7 @@ class Unigram(ChunkTokenizer):
         self.chunk_pattern = re.compile(r"[^ \t\n\r]+")
         if symbols:  # they divide words as white space does, whatever is next to them
             symbol = "|".join(map(re.escape, self.symbols))
-            first = "".join(re.escape(text[0]) for text in self.symbols)
-            self.chunk_pattern = re.compile(rf"{symbol}|(?:[^ \t\n\r{first}]+|(?!{symbol})[{first}])+")
+            self.chunk_pattern = re.compile(rf"{symbol}|(?:(?!{symbol})[^ \t\n\r])+")
         self.entries = {token: (score, i) for i, (token, score) in enumerate(zip(tokens, scores))
                         if i not in self.special_ids}  # plain text never becomes a special token
         self.unk_score = min(scores) - 10  # SentencePiece's penalty
@@ -498,9 +499,6 @@ class Unigram(ChunkTokenizer):
         words = ALBERT_WORD.findall(self.normalize(chunk))
         return [word if word[0] == "▁" else "▁" + word for word in words]
 
-    def chunk_ids(self, chunk):
-        return [self.ids[chunk]] if chunk in self.symbols else super().chunk_ids(chunk)
-
     def word_ids(self, word):
         """The cut with the highest total score (Viterbi). Neighbouring unknown characters are one <unk>."""
         totals, last = [0.0], [None]  # of the best cut of word[:end], for each end: last is (id, start)
@@ -524,8 +522,7 @@ class Unigram(ChunkTokenizer):
 
     def decode(self, ids):
         """ids -> str. What normalization removed, such as case and accents, does not come back."""
-        tokens = [self.tokens[i] for i in ids]
-        return "".join(tokens[:1]).replace("▁", "") + "".join(tokens[1:]).replace("▁", " ")
+        return "".join(self.tokens[i] for i in ids).replace("▁", " ").removeprefix(" ")
 
     def files(self):
         """tokenizer.json, which transformers reads without the library sentencepiece."""
@@ -568,11 +565,9 @@ class Unigram(ChunkTokenizer):
             types = [step["type"] for step in steps]
             foreign = "WhitespaceSplit" not in pre_tokenizer or types.count("Replace") < 2
             if config is None:
-                published = iter(["Replace", "Replace", "NFKD", "StripAccents", "Lowercase", "Precompiled",
-                                  "Replace"])
-                # `in` uses the iterator up to the name: the same order, some may be missing
-                foreign |= (not all(name in published for name in types)
-                            or ("NFKD" in types) != ("StripAccents" in types)
+                names = "/".join("".join(step.get("pattern", {}).values()) or step["type"] for step in steps)
+                published = r"``/''(/NFKD/StripAccents)?(/Lowercase)?(/Precompiled)?(/ \{2,\})?"
+                foreign |= (not re.fullmatch(published, names)
                             # Metaspace's prepend_scheme
                             or '"first"' in pre_tokenizer or '"never"' in pre_tokenizer)
             if foreign:
@@ -607,7 +602,10 @@ class Unigram(ChunkTokenizer):
             raise ValueError(f"vocab_size {vocab_size} has no room for {smallest} specials and characters")
         # cut at rare characters, and where they are so long that their probabilities would underflow
         runs = count_parts(runs, re.compile(f"[{re.escape(covered)}]{{1,32}}").findall)
-        pieces, scores = learn_pieces(dict(runs.most_common(300_000)), vocab_size - len(specials))
+        words = dict(runs.most_common(300_000))
+        lost = set(covered).difference(*words)  # characters of rarer words only
+        words |= {c: count for c, count in zip(characters, counts) if c in lost}
+        pieces, scores = learn_pieces(words, vocab_size - len(specials))
         return cls(specials + pieces, [0.0] * len(specials) + scores)
 
 
@@ -881,7 +879,7 @@ def read_tokenizer(path):
     if generic and "cls" in tokenizer.special_tokens:
         check_frame(content["post_processor"] or {}, tokenizer)
     described = described_tokens(path, config, content or {})
-    known = {*tokenizer.special_tokens.values(), *getattr(tokenizer, "symbols", ())}
+    known = {*tokenizer.special_tokens.values(), *tokenizer.symbols}
     if unknown := {token["content"] for token in described} - known:
         raise ValueError(f"the token {min(unknown)!r} is special, and texts would have to be cut at it; that "
                          "is not done here")
@@ -930,8 +928,8 @@ def described_tokens(path, config, content):
 
 
 def check_frame(post_processor, tokenizer):
-    """ValueError for a post_processor of tokenizer.json that does not put [CLS] and [SEP] around a text, or
-    between two what tasks.encode puts there."""
+    """ValueError for a post_processor of tokenizer.json that does not put [CLS] and [SEP] around a text, and
+    one [SEP] between two, of a BPE </s></s>."""
     cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens.get("sep")
     between = [sep] * (2 if isinstance(tokenizer, ByteLevelBPE) else 1)
     if "single" in post_processor:  # lists of steps; one without a special token is a text

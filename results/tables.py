@@ -80,15 +80,10 @@ def differences():
     return table(["", *(f"`{model}.py`" for model in models)], rows)
 
 
-def laptop_runs():
-    """-> the first and the last line of the log, and the sentence task, of the three models."""
-    tasks = {"roberta": "", "bert": "NSP", "albert": "SOP"}
-    return [(*end_lines(model), task) for model, task in tasks.items()]
-
-
-def end_lines(name):
-    first, *_, final = read(f"logs/{name}.jsonl")
-    return first, final
+def ends(*names):
+    """-> of each log the first line, the last, and the name of its sentence task."""
+    logs = [read(f"logs/{name}.jsonl") for name in names]
+    return [(log[0], log[-1], {"bert": "NSP", "albert": "SOP"}.get(log[0]["model"], "")) for log in logs]
 
 
 def typed(run):
@@ -96,28 +91,13 @@ def typed(run):
     return f"`python {run['command'].replace(' --overwrite', '')}`"
 
 
-def pretraining():
-    """Four minutes from scratch."""
-    return run_table([*laptop_runs(), (*end_lines("roberta-full"), "")])
-
-
-def two_hours():
-    """The checkpoints from which SST-2 and MNLI are fine-tuned."""
-    return run_table([(*end_lines("roberta-18m"), ""), (*end_lines("albert-wiki"), "SOP")])
-
-
-def half_an_hour():
-    """Is a deeper model better for a longer run?"""
-    return run_table([(*end_lines(f"wiki-{name}"), "") for name in ("one-layer", "two-layers")])
-
-
-def run_table(runs):
-    """runs: (first line of a log, last line, its sentence task or "")"""
+def run_table(*names):
+    """A row for each of these logs of train_mlm.py."""
     rows = [[typed(run), f"{final['tokens'] / 1e6:.1f} M", f"{final['elapsed_s']:.0f} s",
              f"{run['unigram_nats']:.3f}", f"**{final['val_loss']:.3f}**", f"{final['perplexity']:.1f}",
              f"{final['val_masked_accuracy']:.3f}", f"{final['nats_per_byte']:.3f}",
              task and f"{task} {final['val_sentence_accuracy']:.3f}"]
-            for run, final, task in runs]
+            for run, final, task in ends(*names)]
     return table(["command", "tokens", "time", "unigram line", "validation loss", "perplexity",
                   "masked accuracy", "nats per byte", "sentence task"], rows)
 
@@ -135,11 +115,11 @@ def new_domain():
 
 
 def headline():
-    """pretraining() for the README, shorter."""
+    """The three models for the README."""
     rows = [[typed(run), f"{run['unigram_nats']:.2f}", f"**{final['val_loss']:.2f}**",
              f"{final['perplexity']:.1f}", f"{100 * final['val_masked_accuracy']:.0f} %"
              + (f", {task} {100 * final['val_sentence_accuracy']:.0f} %" if task else "")]
-            for run, final, task in laptop_runs()]
+            for run, final, task in ends("roberta", "bert", "albert")]
     return table(["", "unigram line, nats", "validation loss", "perplexity", "masked accuracy"], rows)
 
 
@@ -147,6 +127,7 @@ def headline():
 EXPERIMENTS = [
     ("BERT of 10.4 M on WikiText-2", 657, [f"bert-10m-vectors-{seed}" for seed in range(3)]),
     ("the same, word embeddings as drawn", 657, ["bert-10m-0", "bert-10m-1", "bert-10m-2"]),
+    ("the same, the paper's recipe", 657, ["bert-10m-paper"]),
 ]
 
 
@@ -173,7 +154,8 @@ SCRATCH = f"scratch --preset roberta-18m --tokenizer {ROBERTA_18M}"
 SCRATCH_ALBERT = f"scratch --model albert --layers 3 --tokenizer {ALBERT}"
 # what others publish, and of ours: the model, where fine-tuning starts, where its control does, task, --train
 DOWNSTREAM = [
-    ("RoBERTa of 17.7 M on WikiText, then SST-2", 80.0, "the above", ROBERTA_18M, SCRATCH, "sst2", "full"),
+    ("[RoBERTa of 17.7 M](https://github.com/AndreyKol1/RoBERTaPaperFromScratch) on WikiText, then SST-2",
+     80.0, "the above", ROBERTA_18M, SCRATCH, "sst2", "full"),
     ("ALBERT of 8 M with SOP, then MNLI", 66.33, "the above, 2.0 M", ALBERT, SCRATCH_ALBERT, "mnli", "full"),
     ("RoBERTa-large on AG News, all parameters", 95.16, "MiniLM, 6 layers, 384 wide", MINILM, None, "ag_news",
      "full"),
@@ -308,7 +290,7 @@ def command(name):
 
 
 def results():
-    run = end_lines("roberta")[0]
+    run = read("logs/roberta.jsonl")[0]
     return f"""# Results
 
 Written by `python results/tables.py` from the logs and JSON files in this folder, which the commands below
@@ -321,7 +303,7 @@ fixed at 15 %. On {run["machine"]}, in {run["dtype"]}. Losses compare where
 the tokenizer is the same; nats per byte roughly across tokenizers, as masked pieces of a word help each
 other.
 
-{pretraining()}
+{run_table("roberta", "bert", "albert", "roberta-full")}
 
 ![Loss over tokens and over time](pretraining.png)
 
@@ -331,7 +313,7 @@ SOP is judged on the pairs of whole sentences. What each part of the recipe is w
 Half an hour of one thread, the two runs side by side, on 100 MB of Wikipedia. Here, too, tokens are worth
 more than a second layer.
 
-{half_an_hour()}
+{run_table("wiki-one-layer", "wiki-two-layers")}
 
 ## Against what others publish
 
@@ -346,7 +328,7 @@ Up to two CPU hours on 100 MB of Wikipedia, the first on two threads: `roberta-1
 vocabulary (here `wiki` has `vocab.json` and `merges.txt` of `roberta-base`), and an ALBERT of three layers of
 width 256, with 8,192 tokens of its own:
 
-{two_hours()}
+{run_table("roberta-18m", "albert-wiki")}
 
 From there one epoch of SST-2 and three of MNLI (41,000 rows), and from the encoder of the next section one of
 AG News (10,000 rows), by `python results/finetuning.py --data GLUE --seeds 0 1 2 --tasks sst2 --runs full

@@ -73,6 +73,15 @@ def test_pytorch_bin_with_the_names_of_2018(checkpoint):
     same(bert.ForPreTraining.from_pretrained(str(path)), model)
 
 
+def test_weights_under_the_name_of_their_tied_copy(checkpoint):
+    model, path, tensors = checkpoint
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    save_file(tensors, path / "model.safetensors")
+    ours = bert.ForPreTraining.from_pretrained(str(path))
+    same(ours, transformers.BertForPreTraining.from_pretrained(path))
+    same(ours, model)
+
+
 def test_pytorch_bin_of_another_pickle_protocol_is_read_without_a_warning(checkpoint, recwarn):
     model, path, tensors = checkpoint
     torch.save(tensors, path / "pytorch_model.bin", pickle_protocol=3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import data
+import tokenizer as tokenizers
 
 
 def write(path, content):
@@ -194,7 +195,8 @@ def test_pydoc_is_prose_from_docstrings(tmp_path):
     assert sorted(lines) == ["A function text that is long enough to be kept as well, joined.",
                              "Attached text that is long enough to be kept, too.",
                              "Module text that is long enough to be kept, surely."]
-    assert data.docstrings(write(tmp_path / "n.py", "this is not Python")) == []
+    for other in ("this is not Python", 100_000 * "-", "x = 1" + 20_000 * " + 1"):
+        assert data.docstrings(write(tmp_path / "n.py", other)) == []
 
 # -----------------------------------------------------------------------------
 # token files
@@ -273,6 +275,16 @@ def test_prepared_once_and_anew_when_text_or_tokenizer_change(tmp_path, capsys):
     write(file, "Some text.\nMore test.\n")
     assert prepare() != first
     assert not [name for name in os.listdir(cache) if name.startswith(".")]
+
+
+def test_tokenizers_whose_masks_take_spaces_or_not_have_files_of_their_own(tmp_path):
+    """The ids of a text are the same; the tokenizer that is saved with a checkpoint is not."""
+    file = write(tmp_path / "a.txt", "Some text.\nMore text.\n")
+    tokenizer = tokenizers.train("bpe", ["a"], 270)
+    for takes_spaces in (True, False):
+        tokenizer.mask_lstrip = takes_spaces
+        folder = data.prepare(data.open_corpus([file]), None, tokenizer, None, str(tmp_path / "cache"))
+        assert data.load(folder)[1].mask_lstrip == takes_spaces
 
 
 def test_the_fingerprint_knows_kinds_and_ends_of_files(tmp_path):
@@ -425,6 +437,22 @@ def test_dynamic_masks_differ_between_epochs(prepared):
              for b in (first, second)]
     assert texts[0].keys() == texts[1].keys()
     assert sum(texts[0][row] == texts[1][row] for row in texts[0]) < 5
+
+
+def test_a_window_that_goes_on_at_the_start_of_the_text_has_true_labels():
+    """The first document is long, and has the second half of the last window."""
+    tokenizer = tokenizers.train("wordpiece", ["some text"], 40)
+    wrong = 0
+    for seed in range(40):
+        lengths = [60, *np.random.default_rng(seed).integers(6, 14, 10)]
+        documents = np.cumsum([0, *lengths])
+        N = documents[-1]
+        split = data.Tokens(np.full(N, 9, np.uint16), documents[:-1], np.empty(0, np.int64), 0)
+        rows = data.Rows(split, tokenizer, 23, "nsp", seed)
+        cut, partner, label, _, _ = rows.pairs(0)
+        document = np.searchsorted(documents, (rows.starts + cut) % N, side="right")
+        wrong += np.sum((label == 1) & (document == document[partner % len(rows.starts)]))
+    assert wrong == 0
 
 
 @pytest.mark.parametrize("task", ["nsp", "sop"])

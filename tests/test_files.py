@@ -137,6 +137,20 @@ def test_a_parquet_with_text_that_is_not_utf8(tmp_path):
         rows(tmp_path / "a.parquet")
 
 
+def test_a_parquet_with_a_date_that_python_lacks(tmp_path):
+    times = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "time": times}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet: date value out of range"):
+        rows(tmp_path / "a.parquet")
+
+
+def test_a_parquet_with_two_columns_without_a_name(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array([text]) for text in "xyz"], names=["", "", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet: two columns are called ''"):
+        rows(tmp_path / "a.parquet")
+
+
 def test_a_parquet_without_rows(tmp_path):
     table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")

@@ -268,7 +268,8 @@ def test_damaged_files_of_sentence_transformers(tmp_path, refused):
     for name, content in (("1_Pooling/config.json", "[]"), ("1_Pooling/config.json", "{"),
                           ("modules.json", '[{"idx": 0}]'),
                           ("modules.json", "[5]"), ("modules.json", "{}"),
-                          ("sentence_bert_config.json", "[1]")):
+                          ("sentence_bert_config.json", "[1]"),
+                          ("config_sentence_transformers.json", '{"prompts": [], "truncate_dim": 5}')):
         file = tmp_path / "model" / name
         whole = file.read_bytes()
         file.write_text(content)

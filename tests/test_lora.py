@@ -404,6 +404,11 @@ def test_a_layer_in_two_places(tmp_path):
     randomise(model)
     assert model[0] is model[2] and isinstance(model[0], lora.LoRALinear)
     y = model(x)
+    lora.save(model, tmp_path)
+    again = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Identity(), nn.Linear(4, 2))
+    again[2] = again[0]
+    again[0].load_state_dict({"weight": linear.weight, "bias": linear.bias})
+    torch.testing.assert_close(lora.load(again, tmp_path)(x), y)
     lora.merge(model)
     assert model[0] is model[2] and type(model[0]) is nn.Linear
     torch.testing.assert_close(model(x), y)
@@ -429,6 +434,15 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="merge them first, or save them alone"):
         ours.save_pretrained(tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_a_batch_norm_among_the_saved_modules(tmp_path):
+    """It counts its batches, in an integer."""
+    build = lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model = lora.inject(build(), targets="0", modules_to_save=["1", "2"])
+    model(torch.randn(8, 4))
+    lora.save(model, tmp_path)
+    assert lora.load(build(), tmp_path)[1].num_batches_tracked == 1
 
 
 def test_adapters_that_do_not_fit(tmp_path):

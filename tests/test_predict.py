@@ -131,8 +131,11 @@ def test_checkpoints_that_do_not_do(finetuning, base, tmp_path, capsys, refused)
         predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora")])
     assert "and would be lost" in refused(
         predict, ["--checkpoint", str(tmp_path / "lora"), "--merge", str(tmp_path / "lora"), "--overwrite"])
-    # an adapter for another model
+    # a damaged adapter, and one for another model
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    (tmp_path / "moved" / "adapter_config.json").write_text(json.dumps(config | {"task_type": ["SEQ_CLS"]}))
+    error = refused(predict, ["--checkpoint", str(tmp_path / "moved"), "x"])
+    assert "task_type is ['SEQ_CLS'], not SEQ_CLS or TOKEN_CLS" in error
     config["base_model_name_or_path"] = base["roberta"]
     os.makedirs(tmp_path / "wrong")
     for name in ("adapter_model.safetensors", "vocab.txt", "tokenizer_config.json"):
@@ -230,7 +233,8 @@ def test_what_is_held_out(finetuning, files, tmp_path, capsys, refused):
     use(tmp_path, "--evaluate", files["train_tags"], "--held_out")
     assert f"{rows['val']} rows of " in (out := capsys.readouterr().out)
     assert f"token_f1 {final(tmp_path)['mean']:.4f}" in out
-    use(tmp_path, "--evaluate", files["train_tags"])
+    (tmp_path / "log.jsonl").write_text("")
+    use(tmp_path, "--evaluate", files["train_tags"], "--held_out")  # no log can say that it held nothing out
     finetune.main([*argv, "--overwrite"])
     capsys.readouterr()
     assert "this model's training had a --val_file" in refused(

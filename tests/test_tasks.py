@@ -649,9 +649,10 @@ def test_a_first_row_that_is_taken_for_a_header_is_pointed_out(tmp_path, capsys)
         capsys.readouterr().err)
 
 
-def test_columns_of_words_and_tags_are_tokens(tmp_path):
+@pytest.mark.parametrize("names", ["tokens,ner_tags", "Tokens,NER_tags"])
+def test_columns_of_words_and_tags_are_tokens(names, tmp_path):
     """In a .csv they are strings."""
-    file = write(tmp_path, "tags.csv", "id,tokens,ner_tags\n1,in Rome,O LOC\n2,by Ann,O PER\n")
+    file = write(tmp_path, "tags.csv", f"id,{names}\n1,in Rome,O LOC\n2,by Ann,O PER\n")
     assert tasks.prepare({"train": tasks.read_file(file)}).kind == "tokens"
 
 

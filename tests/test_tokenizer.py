@@ -4,6 +4,7 @@ The published vocabularies and real text come from ../shared/data. Where that is
 package of a sentence encoder, and the libraries train the others on the language reference of Python.
 """
 
+import itertools
 import json
 import math
 import pickle
@@ -393,6 +394,10 @@ def without_step(name):
     ("unigram", without_step("NFKD"), "not ALBERT's"),
     ("unigram", lambda content: content["normalizer"]["normalizers"].append(
         {"type": "Prepend", "prepend": "x"}), "not ALBERT's"),
+    ("unigram", lambda content: content["normalizer"]["normalizers"][0].update(pattern={"String": "the"}),
+     "not ALBERT's"),
+    ("unigram", lambda content: content["normalizer"]["normalizers"].append(
+        content["normalizer"]["normalizers"].pop(1)), "not ALBERT's"),
     ("unigram", lambda content: content["pre_tokenizer"]["pretokenizers"][1].update(prepend_scheme="never"),
      "not ALBERT's")])
 def test_what_a_generic_tokenizer_json_asks_for(kind, change, problem, trained, tmp_path):
@@ -653,6 +658,17 @@ def test_damaged_files(kind, name, damage, trained, tmp_path):
     with pytest.raises(ValueError) as error:
         tokenizer.load(path)
     assert "\n" not in str(error.value) and str(error.value).startswith(path + ": "), error.value
+
+
+def test_unigram_learns_of_characters_that_only_rare_words_have(monkeypatch):
+    """It learns from 300,000 words; here those of one script come after as many others, all as frequent."""
+    learnt = []
+    monkeypatch.setattr(tokenizer, "learn_pieces",
+                        lambda words, number: (learnt.extend(words), ([], []))[1])
+    han, yi = ("".join(map(chr, range(start, start + 68))) for start in (0x4e00, 0xa000))
+    words = map("".join, [*itertools.product(han, repeat=3), *itertools.product(yi, repeat=2)])
+    Unigram.train([" ".join(words)], 300)
+    assert len(set("".join(learnt)) & set(yi)) >= 64  # the rarest, up to 0.05 % of the text, are left out
 
 
 def test_damaged_sentencepiece_model(published, tmp_path):

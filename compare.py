@@ -93,15 +93,19 @@ def write_table(file, logs):
 
 def run_and_wait(run, command, **options):
     """A signal goes on to the process, which saves and ends by itself. Stop if it did not end well."""
-    process = None
+    came, process = [], None
     def forward(number, frame):
+        came.append(number)
         if process:
             process.send_signal(number)
     handlers = {number: signal.signal(number, forward) for number in runtime.SIGNALS}
+    # in a session of its own: else a terminal's Ctrl-C comes twice, and the second ends it unsaved
     process = subprocess.Popen(command, start_new_session=True, **options)
     status = process.wait()
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    if came and not status:  # it was about to end, and did
+        status = 128 + came[0]
     if status:
         raise runtime.Stop(f"{run} ended with status {status}", status if status > 0 else 128 - status)
 

@@ -54,7 +54,7 @@ def parser():
     add("--task", choices=tasks.TASKS, help="default: pydoc, or what the files hold")
     add("--train_file", help=", ".join(files.TABLES))
     add("--val_file", help="default: a tenth of the training rows is held out")
-    add("--test_file", help="evaluated with the weights that are best on --val_file")
+    add("--test_file", help="evaluated with the weights that are best on the validation rows")
     add("--kind", choices=tasks.KINDS, help="what labels are; default: guessed, but never multilabel")
     runtime.add_text_flags(add)
     add = p.add_argument_group("what is trained").add_argument
@@ -119,9 +119,8 @@ def parse_arguments(argv):
         args.model = runtime.read_config(args.init_from)["model_type"]
     args.out_dir = args.out_dir or f"out/{args.task or 'mine'}-{args.train}"
     args.command = runtime.command("finetune.py", argv)
-    for name in ("train_file", "val_file", "test_file"):
-        if file := getattr(args, name):
-            rundir.check_sources(args.out_dir, **{name: [file]})
+    rundir.check_sources(args.out_dir, train_file=[args.train_file], val_file=[args.val_file],
+                         test_file=[args.test_file])
     if not args.dry_run:
         rundir.check_out_dir("out_dir", args.out_dir, args.init_from, args.overwrite)
     return args
@@ -199,7 +198,7 @@ def open_model(args, tokenizer, task_data, seed, host):
         torch.nn.init.constant_(bias, np.mean(task_data.splits["train"].labels))
     choose_trained(model, args)
     if args.compile:
-        model.compile(dynamic=True)  # in place: the names of the parameters stay
+        model.compile()  # in place: the names of the parameters stay
     return model.to(host.device)
 
 
@@ -405,8 +404,7 @@ def train(args, model, rows, seed, best, log, host):
 
     train_seconds = time.perf_counter() - start - paused
     runtime.mean_of_steps(history, step, best.kept(), host)  # weights that are not finite are not saved
-    evaluated = result["curve"] and result["curve"][-1][0] == step
-    if step and not evaluated and not args.dry_run and not (signals and best.scores):
+    if step and not eval_due and not args.dry_run and not (signals and best.scores):
         # a budget ended between two evaluations, or a signal came before the first
         best.evaluate_and_keep(model, step, result)
     if signals:
@@ -444,7 +442,7 @@ def finetune(args, host):
     rundir.check_disk("out_dir", args.out_dir, 8 * (n_trained if args.train == "lora" else n_all))
     describe(args, host, task_data, rows, n_all, n_trained)
 
-    log = rundir.Log(args, host, waits=True)
+    log = rundir.Log(args, host, replace=True)
     log.write(**vars(args), classes=task_data.classes, columns=task_data.splits["train"].columns,
               parameters=n_all, trained=n_trained,
               processes=host.world, machine=runtime.machine(host.device), torch=torch.__version__,

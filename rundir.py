@@ -29,17 +29,16 @@ import tokenizer as tokenizers
 PREVIOUS = "resume-previous.pt"  # the resume.pt of the save before, should the newest be damaged
 # what a run may write into its out_dir
 OUTPUTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
-           runtime.BASE_CONFIG,
-           "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
-           "resume.pt", PREVIOUS, "log.jsonl", "README.md")
+           runtime.BASE_CONFIG, "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt",
+           "vocab.txt", "spiece.model", "resume.pt", PREVIOUS, "log.jsonl", "README.md")
 
 
 class Log:
-    """log.jsonl, an object a line. While it waits, the lines are in memory: an older run stays whole until
-    this one has a checkpoint to put in its place."""
+    """log.jsonl, an object a line. replace: until the first checkpoint, which takes the place of what an
+    older run left, the lines stay in memory."""
 
-    def __init__(self, args, host, waits=False):
-        self.out_dir, self.host, self.waits, self.lines = args.out_dir, host, waits, []
+    def __init__(self, args, host, replace=False):
+        self.out_dir, self.host, self.replace, self.lines = args.out_dir, host, replace, []
         self.writes = host.rank == 0 and not args.dry_run
         self.track = tracker(args) if self.writes and args.report != "none" else None
         if self.writes:
@@ -56,7 +55,7 @@ class Log:
         if not self.writes:
             return
         self.lines.append(json.dumps(line) + "\n")
-        if not self.waits:
+        if not self.replace:
             self.append(self.out_dir)
         if self.track and "step" in line:
             prefix = f"seed {line['seed']}/" if "seed" in line else ""  # each begins at step 1
@@ -74,10 +73,10 @@ class Log:
             return
         def write_all(folder):
             write(folder)
-            if self.waits:
+            if self.replace:
                 self.append(folder)
-        save_files(self.out_dir, write_all, replace=self.waits)
-        self.waits = False
+        save_files(self.out_dir, write_all, replace=self.replace)
+        self.replace = False
 
 
 def read_log(out_dir, name="log.jsonl"):
@@ -133,8 +132,7 @@ def lock(out_dir, shared=False):
 
 def check_unlocked(out_dir):
     """ValueError while a run is under way in the folder."""
-    descriptor = lock(out_dir, shared=True)
-    if descriptor is not None:
+    if (descriptor := lock(out_dir, shared=True)) is not None:
         os.close(descriptor)
 
 
@@ -160,7 +158,7 @@ def check_sources(out_dir, **flags):
     """flags: the paths of each flag that names data. ValueError for those that the run would write to."""
     out_dir = Path(out_dir).resolve()
     for flag, names in flags.items():
-        for path in (Path(name).resolve() for name in names or ()):
+        for path in (Path(name).resolve() for name in names or () if name):
             if path.is_dir() and out_dir.is_relative_to(path):
                 raise ValueError(f"--{flag} {path} holds --out_dir {out_dir}, and its log would be read as "
                                  "text: choose another --out_dir")

@@ -168,7 +168,7 @@ def choose_device(name):
     """--device, checked; cuda if there is one."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     gpus = torch.cuda.device_count()
-    if name not in ["cpu", *["cuda"] * (gpus > 0), *(f"cuda:{i}" for i in range(gpus))]:
+    if name != "cpu" and not (gpus and name in ["cuda", *(f"cuda:{i}" for i in range(gpus))]):
         raise ValueError(f"--device {name}: this machine has a cpu and {gpus} cuda devices")
     return name
 
@@ -267,8 +267,9 @@ class Host:
         if self.device.type == "cpu":
             keep_memory()
             draw_fast()
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU's, too: see autocast()
         # machines may differ: all take the first one's choice
-        args.dtype = args.dtype or self.once_per_machine(lambda: pick_dtype(self.device))
+        args.dtype = args.dtype or self.gather([pick_dtype(self.device)])[0]
 
     def __enter__(self):
         return self
@@ -282,7 +283,11 @@ class Host:
 
     def say(self, *words):
         if self.rank == 0:
-            print(*words, flush=True)
+            try:
+                print(*words, flush=True)
+            except OSError:  # the terminal is gone, or what read the output; a run to be stopped still saves
+                if not self.signals:
+                    raise
 
     def once_per_machine(self, function):
         """Call function in one process of each machine; all get the result of the first, or an error."""
@@ -293,9 +298,8 @@ class Host:
             except (ValueError, OSError) as error:
                 result = error
         results = self.gather([result])
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        if errors := [result for result in results if isinstance(result, Exception)]:
+            raise errors[0]
         return results[0]
 
     def gather(self, items):
@@ -307,7 +311,7 @@ class Host:
         return [item for part in parts for item in part]
 
     def sum(self, tensor):
-        """The tensor summed over the processes, in place. On the CPU no GPU has to wait for it."""
+        """The tensor summed over the processes, in place; one on the CPU by gloo, which waits for no GPU."""
         if self.world > 1:
             dist.all_reduce(tensor, group=self.group if tensor.device.type == "cpu" else None)
         return tensor
@@ -336,8 +340,8 @@ class Host:
         return batch
 
     def catch_signals(self):
-        """From now on the first of SIGNALS is only noted in self.signals, so that a step can end and
-        be saved; the second one ends the process."""
+        """From now on the first signal of each kind in SIGNALS is only noted in self.signals, so that a step
+        can end and be saved; a second one of that kind ends the process."""
         def note(number, frame):
             self.signals.append(number)
             signal.signal(number, signal.SIG_DFL)
@@ -388,7 +392,8 @@ def one_line_errors(script):
         # BackendCompilerFailed and the like; by name, as to import them takes a second
         if not any(cls.__module__.startswith("torch._dynamo") for cls in type(error).__mro__):
             raise
-        message = f"torch.compile failed; leave out --compile, or give --no-compile: {first_line(error)}"
+        cause = getattr(error, "inner_exception", error)  # else only "backend=... raised:"
+        message = f"torch.compile failed; leave out --compile, or give --no-compile: {first_line(cause)}"
         speaks = True
     finally:
         for number, handler in handlers.items():
@@ -455,21 +460,14 @@ def autocast(device, dtype, length):
     """The context of a forward pass of rows of `length` tokens: its precision and its attention kernel.
 
     On the CPU in bfloat16 PyTorch's fused kernel is slower than plain matrix products until the rows are
-    long, and these are in float32 unless told otherwise, by a setting that is called cuda's. 32 rows of 64
-    tokens, 4 heads of 64, forward and backward: 15.4 ms fused, 8.7 plain, 2.8 plain in bfloat16; with 256
-    tokens they draw.
+    long, and these are in float32 unless told otherwise, by a setting that is called cuda's, which Host()
+    makes. 32 rows of 64 tokens, 4 heads of 64, forward and backward: 15.4 ms fused, 8.7 plain, 2.8 plain in
+    bfloat16; with 256 tokens they draw.
     """
+    plain = device.type == "cpu" and dtype == "bfloat16" and length < 256
     with torch.autocast(device.type, torch.bfloat16, dtype == "bfloat16"):
-        if device.type != "cpu" or dtype != "bfloat16":
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             yield
-            return
-        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        try:
-            with sdpa_kernel(SDPBackend.MATH) if length < 256 else nullcontext():
-                yield
-        finally:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def machine(device):

@@ -299,7 +299,7 @@ def open_model(args, state, rows):
     module, tokenizer = importlib.import_module(args.model), rows.tokenizer
     if state:
         model = runtime.set_dropout(module.ForPreTraining(module.Config(**state["config"])), args.dropout)
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.pop("model"))  # else it would stay in memory until the end
     else:
         options = {}
         if args.init_from == "scratch":
@@ -366,10 +366,11 @@ def restore(optimizers, state, host):
     -> the step, the seconds trained, and the figures of each step since the last line of the log."""
     if not state:
         return 0, 0.0, []
+    moments = state.pop("optimizers")  # else both would stay in memory until the end
     sizes = lambda states: [[len(group["params"]) for group in each["param_groups"]] for each in states]
-    if sizes(optimizer.state_dict() for optimizer in optimizers) != sizes(state["optimizers"]):
+    if sizes(optimizer.state_dict() for optimizer in optimizers) != sizes(moments):
         raise ValueError("the run to resume had other optimizers than make_optimizers makes now")
-    for optimizer, saved in zip(optimizers, state["optimizers"]):
+    for optimizer, saved in zip(optimizers, moments):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
     if len(set(host.gather([state["step"]]))) > 1:
         raise ValueError("the processes have read different checkpoints")
@@ -377,15 +378,16 @@ def restore(optimizers, state, host):
     return state["step"], state["elapsed"], list(state["history"].to(host.device) / host.world)
 
 
-def wrap(model, rows, val_batches, step, elapsed, max_steps, args, host):
+def compile_and_wrap(model, rows, val_batches, step, elapsed, max_steps, args, host):
     """torch.compile and DistributedDataParallel. Compiling takes minutes: it is done here, before the clock
     starts and before an old run is overwritten; with two batches, as with a sampled softmax their sizes
     differ, and torch.compile then makes that size dynamic."""
-    if not args.compile:
-        return host.wrap(model)
-    host.say("compiling ...")
-    model.compile()  # in place: the names of the parameters stay
+    if args.compile:
+        host.say("compiling ...")
+        model.compile()  # in place: the names of the parameters stay
     parallel = host.wrap(model)
+    if not args.compile:
+        return parallel
     for i in (step, step + 1):
         batch = read_batches(rows, i, elapsed, max_steps, args, host)[0]
         with host.autocast(args.seq_length):
@@ -457,7 +459,7 @@ def evaluate(model, batches, host):
 
 def open_log(args, state, host):
     """-> rundir.Log. A run to resume goes on with its own, without what came after the step it saved."""
-    log = rundir.Log(args, host, waits=not state and bool(rundir.outputs_in(args.out_dir)))
+    log = rundir.Log(args, host, replace=not state and bool(rundir.outputs_in(args.out_dir)))
     if log.writes and state:
         lines = rundir.read_log(args.out_dir)
         os.replace(state["file"], os.path.join(args.out_dir, "resume.pt"))  # if that was damaged
@@ -477,7 +479,7 @@ def save(args, host, log, model, tokenizer, optimizers, step, elapsed, history):
     history = host.sum(torch.stack(history)).cpu() if history else torch.zeros(0, 6)
     def write(folder):
         resume = os.path.join(args.out_dir, "resume.pt")
-        if not log.waits:
+        if not log.replace:
             with suppress(OSError):  # there is none yet, or the file system has no hard links
                 os.link(resume, os.path.join(folder, rundir.PREVIOUS))
         torch.save({"args": vars(args), "config": asdict(model.config), "model": model.state_dict(),
@@ -524,16 +526,17 @@ class Report:
 
     def training(self, step, means, progress, elapsed):
         """means over the steps since the last line; elapsed in seconds."""
-        loss, accuracy, sentence_loss, sentence_accuracy, norm, judged = means
+        loss, accuracy, sentence_loss, sentence_accuracy, norm, with_pairs = means
         lr, tokens = runtime.learning_rate(self.args.lr, progress, self.args), step * self.step_tokens
         step_seconds = (elapsed - self.last_time) / (step - self.last_step)
         speed, self.last_step, self.last_time = self.step_tokens / step_seconds, step, elapsed
         line = dict(step=step, tokens=tokens, loss=loss, masked_accuracy=accuracy, lr=lr, grad_norm=norm,
                     tokens_per_s=round(speed), elapsed_s=round(elapsed, 1))
         text = f"step {step:6,} | {tokens / 1e6:6.2f} M tokens | loss {loss:.3f} | masked acc {accuracy:.3f}"
-        if judged:  # the share of the steps that had a pair of sentences
-            line |= dict(sentence_loss=sentence_loss / judged, sentence_accuracy=sentence_accuracy / judged)
-            text += f" | {self.task} acc {sentence_accuracy / judged:.3f}"
+        if with_pairs:  # the share of the steps that had a pair of sentences
+            sentence_loss, sentence_accuracy = sentence_loss / with_pairs, sentence_accuracy / with_pairs
+            line |= dict(sentence_loss=sentence_loss, sentence_accuracy=sentence_accuracy)
+            text += f" | {self.task} acc {sentence_accuracy:.3f}"
         text += f" | lr {lr:.2e} | norm {norm:5.2f} | {speed:,.0f} tok/s"
         if self.top_speed:
             text += f" | mfu {100 * speed / self.top_speed:.1f}%"
@@ -562,8 +565,6 @@ class Report:
         self.log.write(f"\nfinal, after {step:,} steps, {line['tokens'] / 1e6:.2f} M tokens and "
                        f"{runtime.clock(elapsed)}:\n  {text}\n  perplexity {line['perplexity']:.2f}, "
                        f"{line['nats_per_byte']:.3f} nats per byte", final=True, **line)
-        if self.log.writes:
-            rundir.write_card(self.args.out_dir)
 
 
 @torch.no_grad()
@@ -604,7 +605,7 @@ def train(args, state, host):
     optimizers = make_optimizers(model, args)
     step, elapsed, history = restore(optimizers, state, host)
     max_steps = runtime.run_length(args, rows.epoch_length / rows.width / args.batch_size, step)
-    parallel = wrap(model, rows, val_batches, step, elapsed, max_steps, args, host)
+    parallel = compile_and_wrap(model, rows, val_batches, step, elapsed, max_steps, args, host)
     log = open_log(args, state, host)
     report = Report(args, state, host, log, model, rows, val_rows, max_steps, step, elapsed)
     if args.init_from != "scratch" and not state:  # what the checkpoint knows of this text already
@@ -647,9 +648,9 @@ def train(args, state, host):
             optimizer.step()
             optimizer.zero_grad()
         step += 1
-        # A row of history: weighted()'s four, of this process; then the gradient's norm, and 1 if the step
-        # had pairs, of which each process has its share: mean_of_steps() adds their rows. Nothing here waits
-        # for the GPU, as .item() would.
+        # A row of history: weighted()'s four, of this process; the gradient's norm; 1 if the step had pairs.
+        # The last two are the same in all processes, and mean_of_steps() adds theirs up: hence / world.
+        # Nothing here waits for the GPU, as .item() would.
         rest = torch.stack([norm, torch.full_like(norm, all_pairs > 0)]) / host.world
         history.append(torch.cat([figures, rest]))
 
@@ -678,6 +679,8 @@ def train(args, state, host):
         raise host.stopped(step, "nothing was saved" if args.dry_run or not step else (
             f"go on with: python train_mlm.py --init_from resume --out_dir {shlex.quote(args.out_dir)}"))
     report.validation(step, evaluate(model, val_batches, host), elapsed, final=True)
+    if log.writes:
+        rundir.write_card(args.out_dir)
     if host.rank == 0:
         show_fills(args, model, val_rows, host)
 

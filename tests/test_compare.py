@@ -1,5 +1,6 @@
 """compare.py: several fine-tunings, each a process of finetune.py."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def test_runs_with_metrics_of_their_own(tmp_path, monkeypatch):
     compare.compare(SimpleNamespace(out_dir=str(tmp_path)), {"a": ("mcc", []), "b": ("accuracy", [])})
     rows = (tmp_path / "compare.md").read_text().splitlines()[2:]
     assert "| mcc 50.00 |" in rows[0] and "| accuracy 50.00 |" in rows[1] and started == ["a", "b"] * 2
+
+
+def test_no_run_begins_after_a_signal_that_came_too_late_for_the_last(monkeypatch):
+    process = SimpleNamespace(send_signal=lambda number: None,
+                              wait=lambda: os.kill(os.getpid(), signal.SIGINT) or 0)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: process)
+    with pytest.raises(runtime.Stop) as stop:
+        compare.run_and_wait("full", [])
+    assert stop.value.args[1] == 130
 
 
 def test_what_is_done_is_in_the_table_if_the_next_run_fails(tmp_path, monkeypatch):

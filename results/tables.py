@@ -319,8 +319,9 @@ more than a second layer.
 
 Ours: 2.05 M words of Wikipedia articles, the size of WikiText-2, for three epochs, with the vocabulary of
 `bert-base-uncased` (`wiki` is a folder with the text and `vocab.txt`). Text and tokenizer are not the same as
-theirs, so compare the order of magnitude. Times are the first seed's: of two threads in the first row
-and of one, beside other work, in the second.
+theirs, so compare the order of magnitude. Their figures, here and below, are from the READMEs of small
+projects; one is linked, the others we could not find again. Times are the first seed's: of two threads in
+the first row, of one beside other work in the second, and of both in the third.
 
 {experiments()}
 

@@ -398,6 +398,9 @@ def one_line_errors(script):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if not speaks and status == 2:
+        time.sleep(10)  # torchrun ends all processes with the first that ends: let it be the one that speaks
+        speaks = True  # which has ended by now, unless the error is this process's alone
     if speaks:
         print(f"{script}: {message}", file=sys.stderr)
     if dist.is_available() and dist.is_initialized():

@@ -866,6 +866,17 @@ def test_a_compiled_run(flags, tmp_path, monkeypatch):
     assert compiled == pytest.approx(plain, rel=1e-5)
 
 
+def test_a_process_that_does_not_speak_lets_the_other_speak_first(monkeypatch, capsys):
+    """torchrun ends all processes with the first that ends, and the line of the one that speaks was lost."""
+    waited = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(runtime.time, "sleep", lambda s: waited.append((s, capsys.readouterr().err)))
+    with pytest.raises(SystemExit) as exit, runtime.one_line_errors("x.py"):
+        raise OSError("of this process alone")
+    assert exit.value.code == 2 and waited == [(10, "")]
+    assert capsys.readouterr().err == "x.py: of this process alone\n"
+
+
 def test_a_compilation_that_fails_is_one_line(capsys):
     """Inductor's own error, of a machine without a compiler, is not in torch._dynamo."""
     from torch._inductor.exc import InductorError

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import sysconfig
@@ -59,6 +60,22 @@ def same_run(a, b):
     logs = [[{k: v for k, v in line.items() if k not in times} for line in read_log(d)[1:]
              if "resumed_at" not in line] for d in (a, b)]
     assert logs[0] == logs[1]
+
+
+def interrupt_the_fifth_step(script, argv):
+    """script.main(argv) with a Ctrl-C in its fifth step, which ends and is saved."""
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return clip(*arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt)
+        with pytest.raises(SystemExit) as exit:
+            script.main(argv)
+    out_dir = Path(argv[argv.index("--out_dir") + 1])
+    assert exit.value.code == 130 and torch.load(out_dir / "resume.pt", weights_only=True)["step"] == 5
 
 
 def write_corpus(file):

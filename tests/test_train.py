@@ -33,7 +33,7 @@ import runtime
 import tokenizer as tokenizers
 import soak
 import train_mlm
-from conftest import read_log, same_run
+from conftest import interrupt_the_fifth_step, read_log, same_run
 
 ROOT = Path(train_mlm.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -69,19 +69,7 @@ def test_ten_steps_equal_five_and_five(model, recipe, flags, tmp_path):
     """Dropout is on: its masks are keyed by the step too. The schedule is that of ten steps in both."""
     more = ("--dropout", "0.1", "--recipe", recipe)
     train_mlm.main(flags(tmp_path / "ten", model, *more))
-
-    clip, calls = torch.nn.utils.clip_grad_norm_, []
-    def interrupt_the_fifth(*arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return clip(*arguments)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupt_the_fifth)
-        with pytest.raises(SystemExit) as exit:
-            train_mlm.main(flags(tmp_path / "five", model, *more))
-    assert exit.value.code == 130
-    assert torch.load(tmp_path / "five" / "resume.pt", weights_only=True)["step"] == 5
+    interrupt_the_fifth_step(train_mlm, flags(tmp_path / "five", model, *more))
     train_mlm.main(["--init_from", "resume", "--out_dir", str(tmp_path / "five")])
     same_run(tmp_path / "ten", tmp_path / "five")
 
